@@ -1,0 +1,726 @@
+"""Latent Policy Steering (LPS), offline RL in one file. Paper: arXiv 2603.05296.
+
+To improve on the data without leaving it, LPS splits the two duties. A MeanFlow policy f imitates the data: in one
+network call it turns a latent z from the sphere |z| = sqrt(d) into a chunk of actions. A latent actor l, on the same
+sphere, does nothing but choose the latent, by climbing the critic's gradient through f:
+
+    policy  min_f  E |u - sg(u*)|^2,  u = z_t - f(s, z_t, t, t-r)                           imitate (MeanFlow)
+    critic  min_Q  E (Q(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H Qbar(s', a')         evaluate (Q-chunking)
+    actor   max_l  E Q(s, f(s, l(s), 1, 1))                                                 improve: only l moves
+
+Wherever l goes on the sphere, f was trained to decode it. So nothing has to hold the actor near the data: no alpha to
+tune as in TD3+BC and its kin, and no critic of latents to distil as in DSRL.
+
+    python lps.py --env-id cube-single-play-singletask-v0 --seed 0
+    diff lps.py qc_mfql.py    # the same base, distilled into a one-step policy under an alpha
+    diff lps.py dsrl.py       # the same actor, taught by a critic of latents
+"""
+
+import csv
+import difflib
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import urllib.request
+import warnings
+import zipfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, NamedTuple
+from unittest import mock
+
+import cloudpickle
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax.lax import stop_gradient as sg
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+# ================================================================================================================ Args
+
+
+@dataclass
+class Args:
+    env_id: str = "cube-single-play-singletask-v0"
+    """an OGBench single-task id, or any Gymnasium id (module:Name-v0 too) together with --dataset-path"""
+    dataset_dir: Path = Path("~/.ogbench/data")
+    """where OGBench datasets lie; a missing one is downloaded to it"""
+    dataset_path: Path | None = None
+    """one .npz of your own"""
+    sparse: bool | None = None
+    """OGBench rewards as -1 until the task is solved, then 0 (default: True for scene and puzzle-3x3)"""
+    seed: int = 0
+    """the first seed"""
+    num_seeds: int = 1
+    """seeds seed ... seed+n-1 are trained in one process"""
+    total_steps: int = 1_000_000
+    """updates"""
+    batch_size: int = 256
+    """chunks in a batch"""
+    learning_rate: float = 3e-4
+    """of Adam, for every network"""
+    gamma: float = 0.99
+    """discount"""
+    tau: float = 0.005
+    """rate at which the target critics follow the critics"""
+    horizon: int = 5
+    """actions in a chunk"""
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """layer widths of the policy"""
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256, 256)
+    """layer widths of the critics"""
+    log_interval: int = 5_000
+    """updates between rows of train.csv; 0: only at the end"""
+    eval_interval: int = 100_000
+    """updates between evaluations, each with a checkpoint; 0: only at the end"""
+    eval_episodes: int = 50
+    """episodes per evaluation and seed; 0: never evaluate"""
+    run_dir: Path | None = None
+    """everything the run writes (default: runs/{env_id}__{exp_name}__{seed}__{time})"""
+    resume: bool = False
+    """go on from the last checkpoint in --run-dir, with the arguments of that run"""
+    eval_only: bool = False
+    """evaluate the checkpoint in --run-dir, train nothing"""
+    capture_video: bool = False
+    """film each seed's first episode of every evaluation, to {run_dir}/videos"""
+    track: bool = False
+    """log to Weights & Biases too (honours WANDB_MODE)"""
+
+    # LPS
+    q_agg: Literal["min", "mean"] = "min"
+    """how the two target critics are joined in the TD target"""
+    latent_actor_hidden_dims: tuple[int, ...] = (256, 256)
+    """layer widths of the latent actor"""
+    alpha: float = 1.0
+    """weight of the actor's loss; nothing to tune, Adam is all but blind to it"""
+    latent: Literal["sphere", "normal", "truncated-normal"] = "sphere"
+    """ablation: where the latents live"""
+    base: Literal["meanflow", "flow"] = "meanflow"
+    """ablation: the policy that is steered"""
+    flow_steps: int = 10
+    """Euler steps of --base flow; the actor's gradient passes through all of them"""
+    predict: Literal["action", "velocity"] = "action"
+    """ablation: what the MeanFlow network predicts"""
+
+
+DOMAIN_DEFAULTS = dict(sparse={"scene": True, "puzzle-3x3": True, "other": False})
+
+# ============================================================================================================= Dataset
+
+OGBENCH_ID = re.compile(r"((?:visual-)?(?:cube-\w+|scene|puzzle-\dx\d))-(play|noisy)-singletask((?:-task\d)?)-v0")
+OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+
+
+def fail(message):
+    raise SystemExit(f"error: {message}")
+
+
+@contextmanager
+def replacing(path):
+    """A file that takes path's place once it is complete: nobody ever finds half of it there."""
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def make_env(env_id, film=False):
+    """The environment, its actions in [-1, 1]. The workers of an evaluation call this: no JAX in here."""
+    name, settings = env_id, dict(render_mode="rgb_array") if film else {}
+    if match := OGBENCH_ID.fullmatch(env_id):
+        os.environ.setdefault("MUJOCO_GL", "egl" if film else "disable")
+        name = f"{match[1]}-singletask{match[3]}-v0"
+        settings |= dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
+    warnings.filterwarnings("ignore", ".*precision lowered by casting")  # OGBench's action space
+    import ogbench  # noqa: F401  registers its environments
+
+    try:
+        env = gymnasium.make(name, disable_env_checker=True, **settings)
+    except (gymnasium.error.Error, ImportError) as error:
+        ids = [id.replace("-single", f"-{kind}-single", 1) for id in gymnasium.registry for kind in ("play", "noisy")]
+        near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), cutoff=0)
+        fail(f"no environment {env_id} ({str(error).splitlines()[0]}); near: {', '.join(near)}")
+    for space in (env.observation_space, env.action_space):
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            fail(f"{env_id}: observations and actions must be flat boxes, but one is {space}")
+    if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
+        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    return env
+
+
+def find_dataset(args):
+    """The path of the dataset, downloaded if need be."""
+    match = OGBENCH_ID.fullmatch(args.env_id)
+    if args.dataset_path is not None:
+        return args.dataset_path.expanduser()
+    if not match:
+        fail(f"{args.env_id} is not an OGBench single-task id: name its dataset with --dataset-path")
+    name = f"{match[1]}-{match[2]}-v0"
+    path, url = args.dataset_dir.expanduser() / f"{name}.npz", f"{OGBENCH_URL}/{name}.npz"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as file:
+                with tqdm.wrapattr(file, "write", total=response.length, desc=url) as sink:
+                    shutil.copyfileobj(response, sink)
+                if response.length:
+                    raise OSError(f"cut off {response.length} bytes before the end")
+    except OSError as error:
+        fail(f"no {path}, and no download ({error}): fetch {url} or run python benchmark/collect.py {name}")
+    return path
+
+
+def load_dataset(args, env):
+    """The arrays observations, actions, rewards, masks and starts, and the facts to print and keep. The file is in
+    OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
+    path, ogbench_id = find_dataset(args), OGBENCH_ID.fullmatch(args.env_id)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            checksums, mark = [(item.filename, item.CRC) for item in archive.infolist()], archive.comment.decode()
+        with np.load(path, allow_pickle=False) as file:
+            wanted = ("observations", "actions", "rewards", "terminals", "masks", "qpos", "button_states")
+            data = {key: file[key] for key in wanted if key in file}
+    except Exception as error:  # whatever a damaged file can raise
+        fail(f"cannot read the dataset {path}: {error or type(error).__name__}")
+    rule = "as in the file"
+    if "rewards" not in data and "qpos" in data and ogbench_id:
+        from ogbench.relabel_utils import relabel_dataset
+
+        relabel_dataset(env.spec.id, env, data)
+        rule = "OGBench 1.2's (r_t speaks of s_t), minus the number of unsolved parts"
+        if args.sparse:
+            data["rewards"], rule = -data["masks"], "OGBench 1.2's (r_t speaks of s_t), sparse: -1 until solved"
+    rows = len(data.get("observations", ()))
+    data.setdefault("masks", np.ones(rows, np.float32))
+    shapes = dict(observations=env.observation_space.shape, actions=env.action_space.shape)
+    for key, shape in (shapes | dict(rewards=(), masks=(), terminals=())).items():
+        if key not in data:
+            fail(f"{path} has no {key}")
+        if data[key].shape != (rows, *shape) or data[key].dtype.kind not in "fiub":
+            fail(f"{path}: {key} must be numbers {(rows, *shape)}, but are {data[key].dtype} {data[key].shape}")
+        if not np.isfinite(data[key]).all():
+            fail(f"{path}: {key} hold NaN or infinity")
+    if np.abs(data["actions"]).max(initial=0) > 1 + 1e-5:
+        fail(f"{path}: actions must lie in [-1, 1], but reach {np.abs(data['actions']).max():.3g}")
+    ends, t = np.flatnonzero(data["terminals"]), np.arange(rows)
+    if len(ends) == 0 or ends[-1] != rows - 1:
+        fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
+    starts = t[t + args.horizon <= ends[np.searchsorted(ends, t)]]  # H actions and s_t+H within one trajectory
+    if len(starts) == 0:
+        fail(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
+    rewards, masks = (data[key][data["terminals"] == 0] for key in ("rewards", "masks"))
+    if rewards.min() == rewards.max():
+        print(f"warning: every reward is {rewards.min()}, there is nothing to improve", file=sys.stderr)
+    facts = dict(path=str(path), bytes=path.stat().st_size, mark=mark, rewards=rule,
+                 fingerprint=hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],
+                 transitions=len(rewards), trajectories=len(ends), chunks=len(starts),
+                 reward_range=[float(rewards.min()), float(rewards.max())], terminal_share=float((masks == 0).mean()))
+    data["actions"] = np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5)
+    arrays = {key: data[key].astype(np.float32, copy=False) for key in (*shapes, "rewards", "masks")}
+    return arrays | dict(starts=starts.astype(np.int32)), facts
+
+
+def sample_batch(args, data, key):
+    """Chunks drawn uniformly over their starts t: s_t, a_t:t+H, sum_i gamma^i r_t+i, prod_i m_t+i, s_t+H."""
+    t = data["starts"][jax.random.randint(key, (args.batch_size,), 0, len(data["starts"]))]
+    rows = t[:, None] + jnp.arange(args.horizon)
+    return dict(observations=data["observations"][t],
+                actions=data["actions"][rows].reshape(args.batch_size, -1),
+                rewards=(data["rewards"][rows] * args.gamma ** jnp.arange(args.horizon)).sum(axis=1),
+                masks=data["masks"][rows].prod(axis=1),
+                next_observations=data["observations"][t + args.horizon])
+
+
+# ============================================================================================================ Networks
+
+
+def init_mlp(key, dims, layer_norm=False):
+    """Layers from dims[0] inputs to dims[-1] outputs."""
+    uniform = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+    layers = [dict(w=uniform(k, shape), b=jnp.zeros(shape[1]))
+              for k, shape in zip(jax.random.split(key, len(dims) - 1), zip(dims, dims[1:]))]
+    for layer in layers[:-1] if layer_norm else ():
+        layer |= dict(scale=jnp.ones_like(layer["b"]), shift=jnp.zeros_like(layer["b"]))
+    return layers
+
+
+def mlp(layers, *inputs):
+    x = jnp.concatenate(inputs, axis=-1)
+    for layer in layers[:-1]:
+        x = jax.nn.gelu(x @ layer["w"] + layer["b"])
+        if "scale" in layer:
+            x = jax.nn.standardize(x, epsilon=1e-6) * layer["scale"] + layer["shift"]
+    return x @ layers[-1]["w"] + layers[-1]["b"]
+
+
+def q_values(critics, s, a):
+    """Q_k(s, a), the critics k along the first axis."""
+    return jax.vmap(mlp, (0, None, None))(critics, s, a)[..., 0]
+
+
+# =========================================================================================================== Algorithm
+
+
+class State(NamedTuple):
+    params: dict
+    target: list  # the tau-average of the critics
+    opt_state: tuple
+
+
+def sphere(x):
+    """x rescaled to norm sqrt(d)."""
+    return x * jnp.sqrt(x.shape[-1]) / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def flow_matching_loss(v, s, a, x0, key):
+    """x_t = (1 - t) x0 + t a; v(s, x_t, t) predicts a - x0."""
+    t = jax.random.uniform(key, (len(a), 1))
+    return jnp.mean((v(s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2)
+
+
+def euler(v, s, x0, steps):
+    """dx/dt = v(s, x, t) from t = 0 to t = 1."""
+    step = lambda i, x: x + v(s, x, jnp.full_like(x[..., :1], i / steps)) / steps
+    return jax.lax.fori_loop(0, steps, step, x0)
+
+
+def meanflow_loss(f, s, a, e, key):
+    """MeanFlow in noise-to-action form: t = 1 is noise, f(s, z, t, r) predicts the action."""
+    t, r = jnp.sort(jax.nn.sigmoid(jax.random.normal(key, (2, len(a), 1)) - 0.4), axis=0)[::-1]
+    n = len(a) * 3 // 4
+    r = r.at[:n].set(t[:n])
+    z, v = (1 - t) * a + t * e, e - a
+    # u* = v - (t - r) (v - df/dt). Where r = t this is v, so only the last quarter of the batch needs the jvp.
+    f_first = f(s[:n], z[:n], t[:n], r[:n])
+    tangents = v[n:], jnp.ones_like(t[n:]), jnp.zeros_like(r[n:])
+    f_last, df_dt = jax.jvp(partial(f, s[n:]), (z[n:], t[n:], r[n:]), tangents)
+    u = z - jnp.concatenate([f_first, f_last])
+    u_star = v.at[n:].add(-(t - r)[n:] * (v[n:] - df_dt))
+    err = jnp.mean((u - sg(u_star)) ** 2, axis=-1)
+    return jnp.mean(err / jnp.sqrt(sg(err + 1e-3)))
+
+
+def td_target(args, batch, next_q):
+    """y = sum_i gamma^i r_i + gamma^H m agg_k Qbar_k(s', a')."""
+    q = dict(min=jnp.min, mean=jnp.mean)[args.q_agg](next_q, axis=0)
+    return batch["rewards"] + args.gamma**args.horizon * batch["masks"] * q
+
+
+def critic_loss(critics, s, a, y):
+    q = q_values(critics, s, a)
+    return jnp.mean((q - y) ** 2), dict(q=q.mean())
+
+
+def descend(args, state, losses):
+    """One Adam step of each network on its own loss, and of the target critics after the critics."""
+    grads, metrics = {}, {}
+    for name, loss in losses.items():
+        (value, more), grads[name] = jax.value_and_grad(loss, has_aux=True)(state.params[name])
+        metrics |= {f"{name}_loss": value} | more
+    steps, opt_state = optax.adam(args.learning_rate).update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, steps)
+    target = jax.tree.map(lambda x, y: (1 - args.tau) * x + args.tau * y, state.target, params.get("critics"))
+    return State(params, target, opt_state), metrics
+
+
+def draw_latent(args, key, shape):
+    """e ~ the prior on which the base is trained."""
+    e = jax.random.normal(key, shape)
+    truncated = lambda: jax.random.truncated_normal(key, -2, 2, shape)
+    return {"sphere": lambda: sphere(e), "normal": lambda: e, "truncated-normal": truncated}[args.latent]()
+
+
+def choose_latent(args, latent_actor, s):
+    """z = l(s), brought to where the prior lives."""
+    x = mlp(latent_actor, s)
+    return {"sphere": sphere(x), "normal": x, "truncated-normal": 2 * jnp.tanh(x)}[args.latent]
+
+
+def f(args, policy, s, z, t, r):
+    """f(s, z, t, t-r), the MeanFlow network's prediction of the action."""
+    out = mlp(policy, s, z, t, t - r)
+    return out if args.predict == "action" else z - out
+
+
+def decode(args, policy, s, z):
+    """The chunk that the base makes of a latent: f(s, z, 1, 1), not yet clipped."""
+    if args.base == "flow":
+        return euler(partial(mlp, policy), s, z, args.flow_steps)
+    return f(args, policy, s, z, jnp.ones_like(z[..., :1]), jnp.zeros_like(z[..., :1]))
+
+
+def policy_loss(args, policy, s, a, key):
+    prior_key, time_key = jax.random.split(key)
+    e = draw_latent(args, prior_key, a.shape)
+    if args.base == "flow":
+        return flow_matching_loss(partial(mlp, policy), s, a, e, time_key), {}
+    return meanflow_loss(partial(f, args, policy), s, a, e, time_key), {}
+
+
+def actor_loss(args, latent_actor, policy, critics, s):
+    """-alpha lambda mean Q(s, f(s, l(s), 1, 1)), Q the mean of both critics, lambda = sg(1 / mean |Q|)."""
+    z = choose_latent(args, latent_actor, s)
+    q = q_values(critics, s, decode(args, policy, s, z)).mean(axis=0)  # not clipped: that would cut the gradient
+    return -args.alpha * sg(1 / jnp.abs(q).mean()) * q.mean(), dict(actor_q=q.mean())
+
+
+def init(args, key, s_dim, a_dim):
+    """The state before the first update."""
+    d, key = args.horizon * a_dim, jax.random.split(key, 4)
+    times = 2 if args.base == "meanflow" else 1
+    critic = partial(init_mlp, dims=(s_dim + d, *args.critic_hidden_dims, 1), layer_norm=True)
+    params = dict(policy=init_mlp(key[0], (s_dim + d + times, *args.actor_hidden_dims, d)),
+                  critics=jax.vmap(critic)(key[1:3]),
+                  latent_actor=init_mlp(key[3], (s_dim, *args.latent_actor_hidden_dims, d)))
+    return State(params, params["critics"], optax.adam(args.learning_rate).init(params))
+
+
+def update(args, state, batch, key):
+    """The state after one update, and what to log of it."""
+    policy, critics, latent_actor = (state.params[name] for name in ("policy", "critics", "latent_actor"))
+    s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
+    next_a = jnp.clip(decode(args, policy, next_s, choose_latent(args, latent_actor, next_s)), -1, 1)
+    y = td_target(args, batch, q_values(state.target, next_s, next_a))
+    return descend(args, state, dict(
+        policy=lambda policy: policy_loss(args, policy, s, a, key),
+        critics=lambda critics: critic_loss(critics, s, a, y),
+        latent_actor=lambda latent_actor: actor_loss(args, latent_actor, policy, critics, s)))
+
+
+def act(args, state, s, key):
+    """The chunk of actions at s, flattened. (LPS acts without noise: the key is for its neighbours.)"""
+    z = choose_latent(args, state.params["latent_actor"], s)
+    return jnp.clip(decode(args, state.params["policy"], s, z), -1, 1)
+
+
+# ========================================================================================================== Evaluation
+
+
+class Episodes(gymnasium.Wrapper):
+    """Plays one episode after another, each reset with a seed of its own. A step executes a whole chunk open loop; its
+    info says how the episode went, if it ended. Lives in a worker process: no JAX in here."""
+
+    def __init__(self, env_id, horizon, seeds, film=None):
+        super().__init__(make_env(env_id, film is not None))
+        self.seeds, self.film = iter(seeds), film
+        self.action_space = gymnasium.spaces.Box(-1, 1, (horizon * self.env.action_space.shape[0],))
+
+    def reset(self, **_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent decides
+        self.seed = next(self.seeds, None)  # None: this worker has played all its episodes
+        if self.seed is not None:
+            self.observation, _ = self.env.reset(seed=self.seed)
+            self.rewards, self.frames = [], [self.env.render()] if self.film else []
+        return self.observation, {}
+
+    def step(self, chunk):
+        outcome = {}
+        for action in chunk.reshape(-1, *self.env.action_space.shape) if self.seed is not None else ():
+            self.observation, reward, terminated, truncated, info = self.env.step(action)
+            self.rewards.append(reward)
+            if self.film:
+                self.frames.append(self.env.render())
+            if terminated or truncated:
+                success = float(info.get("success", np.nan))
+                outcome["outcome"] = np.array([success, sum(self.rewards), len(self.rewards)])
+                if self.film:
+                    import imageio
+
+                    imageio.mimwrite(self.film, self.frames, fps=20, macro_block_size=2)
+                    self.film = None
+                self.reset()
+                break
+        return self.observation, 0.0, False, False, outcome
+
+
+def make_policy(args):
+    """act for all seeds and environments, compiled. The noise of a chunk depends on its seed, episode and number."""
+
+    def act_once(state, key, observation, episode, chunk):
+        return act(args, state, observation, jax.random.fold_in(jax.random.fold_in(key, episode), chunk))
+
+    return jax.jit(jax.vmap(jax.vmap(act_once, (None, None, 0, 0, 0))))
+
+
+def evaluate(args, policy, state, keys, film=None, caught=()):
+    """Plays the episodes of all seeds together: their success, return and length [seed, episode, 3], or None once a
+    signal is caught. Every worker has its share of episodes from the start, so that no short one is favoured."""
+    per_seed = min(args.eval_episodes, math.ceil(2 * len(os.sched_getaffinity(0)) / args.num_seeds))
+    jobs = [partial(Episodes, args.env_id, args.horizon,
+                    [100_000 * seed + episode for episode in range(first, args.eval_episodes, per_seed)],
+                    film / f"seed{seed}.mp4" if film and first == 0 else None)
+            for seed in range(args.seed, args.seed + args.num_seeds) for first in range(per_seed)]
+    # Workers get Episodes by value and see no main module: else they would import this file, and JAX with it.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    multiprocessing.set_forkserver_preload(["gymnasium", "ogbench"])
+    with mock.patch.multiple(sys.modules["__main__"], __spec__=None, __file__=None, create=True):
+        envs = gymnasium.vector.AsyncVectorEnv(jobs, context="forkserver")
+    episode, chunk = np.tile(np.arange(per_seed), args.num_seeds), np.zeros(len(jobs), int)
+    outcomes = np.full((args.num_seeds, args.eval_episodes, 3), np.nan)
+    try:
+        observations, _ = envs.reset()
+        while np.isnan(outcomes[..., 2]).any() and not caught:
+            grid = [x.reshape(args.num_seeds, per_seed, *x.shape[1:]) for x in (observations, episode, chunk)]
+            envs.step_async(np.asarray(policy(state, keys, *grid)).reshape(len(jobs), -1))
+            observations, *_, infos = envs.step_wait(timeout=600)
+            chunk += 1
+            for i in np.flatnonzero(infos.get("_outcome", ())):
+                outcomes[i // per_seed, episode[i]] = infos["outcome"][i]
+                episode[i], chunk[i] = episode[i] + per_seed, 0
+    except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+        fail(f"an evaluation worker died or hung ({error!r}); --resume goes on from the checkpoint")
+    finally:
+        for process in envs.processes:
+            process.kill()
+            process.join()
+        envs.closed = True
+    return None if caught else outcomes
+
+
+# ============================================================================================================ Training
+
+
+def check_args(args):
+    """Fills in what depends on the domain, and refuses what cannot be meant."""
+    for name, by_domain in DOMAIN_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, by_domain[next((domain for domain in by_domain if domain in args.env_id), "other")])
+    for name, value in asdict(args).items():
+        least = 0 if name in ("seed", "log_interval", "eval_interval", "eval_episodes") else 1
+        if ((type(value) is int and value < least) or (type(value) is tuple and min(value, default=0) < 1)
+                or (name in ("gamma", "tau", "learning_rate") and not 0 < value <= 1)):
+            fail(f"--{name.replace('_', '-')} {value} is out of range")
+
+
+def open_run(args):
+    """Makes or finds the run directory and locks it; returns the args.json of the run that it holds, if any."""
+    again = args.resume or args.eval_only
+    if args.run_dir is None and again:
+        fail("--resume and --eval-only need the --run-dir of a run")
+    name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    args.run_dir = args.run_dir or Path("runs") / name
+    path = args.run_dir / "args.json"
+    if path.exists() != again:
+        fail(f"{args.run_dir} holds {'no run' if again else 'a run: --resume it, or choose another --run-dir'}")
+    try:
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(args.run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends
+    except BlockingIOError:
+        fail(f"another process is at work in {args.run_dir}")
+    except OSError as error:
+        fail(f"cannot write to {args.run_dir}: {error}")
+    return read_record(args.run_dir) if again else {}
+
+
+def read_record(run_dir):
+    try:
+        return json.loads((run_dir / "args.json").read_text())
+    except (OSError, ValueError) as error:
+        fail(f"cannot read the arguments of the run in {run_dir}: {error}")
+
+
+def make_record(args, facts, old):
+    """What args.json holds. A resumed run may be longer or report more, but must compute what the old one did."""
+    record = dict(algorithm=Path(__file__).stem) | asdict(args) | dict(device=jax.devices()[0].device_kind)
+    record |= dict(dataset=facts, versions={name: version(name) for name in ("jax", "ogbench", "mujoco")})
+    record = json.loads(json.dumps(record, default=str))
+    free = {"total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path", "run_dir",
+            "resume", "eval_only", "capture_video", "track", "device", "dataset", "versions"}
+    differ = [f"{key} {old[key]} there, {record.get(key)} here"
+              for key in old if key not in free and old[key] != record.get(key)]
+    if old and facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
+        differ.append(f"the content of the dataset {facts['path']}")
+    if differ:
+        fail(f"{args.run_dir} holds another run: {'; '.join(differ)}")
+    return record
+
+
+def save_checkpoint(path, state, extra):
+    leaves = {jax.tree_util.keystr(name): x for name, x in jax.tree_util.tree_leaves_with_path(state)}
+    with replacing(path) as file:
+        np.savez(file, **leaves, **extra)
+
+
+def load_checkpoint(path, state):
+    """What was saved: a state, whose names and shapes must be those of the state given, and the extra arrays."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            saved = {name: file[name] for name in file}
+    except Exception as error:  # whatever a damaged file can raise
+        fail(f"cannot read the checkpoint {path}: {error or type(error).__name__}")
+    for name, leaf in leaves:
+        shape = saved[name].shape if (name := jax.tree_util.keystr(name)) in saved else None
+        if shape != leaf.shape:
+            fail(f"{path} is of another network: the shape of {name} is {shape}, not {leaf.shape}")
+    return structure.unflatten([saved.pop(jax.tree_util.keystr(name)) for name, _ in leaves]), saved
+
+
+def read_rows(path, last_step):
+    """The rows of a csv file up to a step: what a killed run wrote after its checkpoint is left out."""
+    if not path.exists():
+        return []
+    with open(path) as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+
+
+def write_rows(path, rows):
+    lines = [rows[0]] + [[f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    with replacing(path) as file:
+        file.write("".join(",".join(line) + "\n" for line in lines).encode())
+
+
+def start_tracking(args, record):
+    """wandb.log, if Weights & Biases is asked for."""
+    if not args.track:
+        return lambda values, step: None
+    try:
+        import wandb
+
+        wandb.init(project="latent-policy-steering", name=args.run_dir.name, dir=args.run_dir, config=record)
+    except Exception as error:  # not installed, not logged in, no network
+        fail(f"--track: Weights & Biases did not start: {error}")
+    return wandb.log
+
+
+def make_updates(args):
+    """n updates of all seeds in one compiled call: (n, state, keys, data, step) -> state, metrics [seed, update]."""
+
+    def updates(n, state, key, data, step):
+        def one(state, i):
+            batch_key, update_key = jax.random.split(jax.random.fold_in(key, i))
+            return update(args, state, sample_batch(args, data, batch_key), update_key)
+
+        return jax.lax.scan(one, state, step + jnp.arange(n))
+
+    all_seeds = lambda n, *inputs: jax.vmap(partial(updates, n), (0, 0, None, None))(*inputs)
+    return jax.jit(all_seeds, static_argnums=0, donate_argnums=1)
+
+
+def train(args, caught=()):
+    """A run from its first update or its checkpoint to its end, or until a signal is caught; with --eval-only, its
+    evaluation alone. Returns the run directory."""
+    args = replace(args)
+    check_args(args)
+    old = open_run(args)
+    env = make_env(args.env_id, args.capture_video)
+    dims = (*env.observation_space.shape, *env.action_space.shape)
+    data, facts = (None, None) if args.eval_only else load_dataset(args, env)
+    env.close()
+    record = make_record(args, facts, old)
+    print(f"{record['algorithm']} on {args.env_id}, {args.num_seeds} seed(s) from {args.seed}, {record['device']}")
+
+    # The seeds are spread over the devices; each device holds the dataset.
+    mesh = Mesh(jax.devices()[: math.gcd(args.num_seeds, jax.device_count())], "seed")
+    by_seed, everywhere = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
+    seeds = list(range(args.seed, args.seed + args.num_seeds))
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
+    init_keys, train_keys, eval_keys = (jax.device_put(keys[:, i], by_seed) for i in range(3))
+    state = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)(init_keys)
+    policy, updates = make_policy(args), make_updates(args)
+    checkpoint, step, count, sums = args.run_dir / "checkpoint.npz", 0, 0, {}  # sums over the updates since the last log
+    if args.eval_only or checkpoint.exists():
+        state, sums = load_checkpoint(checkpoint, state)
+        state, step, count = jax.device_put(state, by_seed), int(sums.pop("step")), int(sums.pop("count"))
+
+    def evaluation():
+        """The rows of eval.csv for this step, one a seed; none once a signal is caught."""
+        began, film = time.perf_counter(), args.run_dir / "videos" / f"step{step}"
+        if args.capture_video:
+            film.mkdir(parents=True, exist_ok=True)
+        outcomes = evaluate(args, policy, state, eval_keys, film if args.capture_video else None, caught)
+        means = [] if outcomes is None else outcomes.mean(axis=1).tolist()
+        return [{"step": step, "seed": seed, "success": success, "return": total, "length": length,
+                 "episodes": args.eval_episodes, "seconds": time.perf_counter() - began}
+                for seed, (success, total, length) in zip(seeds, means)]
+
+    if args.eval_only:
+        print(*evaluation(), sep="\n")
+        return args.run_dir
+
+    with replacing(args.run_dir / "args.json") as file:
+        file.write(json.dumps(record, indent=2).encode())
+    print("\n".join(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()))
+    data = jax.device_put(data, everywhere)
+    rows = {name: read_rows(args.run_dir / name, step) for name in ("train.csv", "eval.csv")}
+    evaluated = max((int(row["step"]) for row in rows["eval.csv"]), default=0)
+    most = 1000 if jax.default_backend() != "cpu" else max(1, 100 // args.num_seeds)  # one to two seconds of updates
+    log, clock = start_tracking(args, record), time.perf_counter()
+    due = lambda interval: step == args.total_steps or (interval and step and step % interval == 0)
+
+    def report(name, new):
+        rows[name] += new
+        write_rows(args.run_dir / name, rows[name])
+        log({f"{name[:-4]}/{key}/{row['seed']}": value for row in new for key, value in row.items()}, step=step)
+
+    with tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1) as bar:
+        while True:
+            if args.eval_episodes and step > evaluated and due(args.eval_interval) and not caught:
+                paused, evaluated = time.perf_counter(), step
+                if new := evaluation():
+                    report("eval.csv", new)
+                    bar.set_postfix({name: f"{np.mean([row[name] for row in new]):.2f}" for name in ("success", "return")})
+                clock += time.perf_counter() - paused
+            if step >= args.total_steps or caught:
+                break
+            n = min(most, *(interval - step % interval for interval in (args.total_steps, args.log_interval, args.eval_interval) if interval))
+            state, metrics = updates(n, state, train_keys, data, step)
+            for name, values in jax.device_get(metrics).items():
+                if not np.isfinite(values).all():
+                    k, i = np.argwhere(~np.isfinite(values))[0]
+                    fail(f"{name} of seed {seeds[k]} is {values[k, i]} in update {step + i + 1}; the checkpoint before it is kept")
+                sums[name] = sums.get(name, 0) + values.sum(axis=1, dtype=float)
+            step, count = step + n, count + n
+            bar.update(n)
+            if due(args.log_interval):
+                rate = count / (time.perf_counter() - clock)
+                report("train.csv", [dict(step=step, seed=seed, updates_per_second=rate) | {name: float(total[k] / count) for name, total in sums.items()} for k, seed in enumerate(seeds)])
+                count, sums, clock = 0, {}, time.perf_counter()
+            if due(args.eval_interval):
+                save_checkpoint(checkpoint, state, dict(step=step, count=count, **sums))
+    if caught:
+        save_checkpoint(checkpoint, state, dict(step=step, count=count, **sums))
+        print(f"stopped at update {step}; to go on: python {Path(__file__).name} --resume --run-dir {args.run_dir}")
+        raise SystemExit(128 + caught[0])
+    return args.run_dir
+
+
+# ================================================================================================================ main
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.split("\n")[0])
+    if args.run_dir and (args.resume or args.eval_only):  # the arguments of that run are the defaults now
+        saved = read_record(args.run_dir)
+        saved = {field.name: saved[field.name] for field in fields(Args) if field.name in saved}
+        saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
+        saved |= {name: Path(value) for name, value in saved.items() if value and name.endswith(("_dir", "_path"))}
+        args = tyro.cli(Args, default=Args(**saved))
+    caught = []  # the first signal lets the run end in order, with a checkpoint; the second one ends it now
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: (caught.append(number), signal.signal(number, signal.SIG_DFL)))
+    train(args, caught)
+
+
+if __name__ == "__main__":
+    main()
