@@ -275,7 +275,7 @@ def mlp(layers, *inputs):
 
 def q_values(critics, s, a):
     """Q_k(s, a), the critics k along the first axis."""
-    return jax.vmap(mlp, (0, None, None))(critics, s, a)[..., 0]
+    return jnp.stack([mlp(critic, s, a)[..., 0] for critic in critics])
 
 
 # =========================================================================================================== Algorithm
@@ -366,7 +366,8 @@ def decode(args, policy, s, z):
     """The chunk that the base makes of a latent: f(s, z, 1, 1), not yet clipped."""
     if args.base == "flow":
         return euler(partial(mlp, policy), s, z, args.flow_steps)
-    return f(args, policy, s, z, jnp.ones_like(z[..., :1]), jnp.zeros_like(z[..., :1]))
+    t, r = jnp.ones_like(z[..., :1]), jnp.zeros_like(z[..., :1])
+    return f(args, policy, s, z, t, r)
 
 
 def policy_loss(args, policy, s, a, key):
@@ -388,9 +389,9 @@ def init(args, key, s_dim, a_dim):
     """The state before the first update."""
     d, key = args.horizon * a_dim, jax.random.split(key, 4)
     times = 2 if args.base == "meanflow" else 1
-    critic = partial(init_mlp, dims=(s_dim + d, *args.critic_hidden_dims, 1), layer_norm=True)
+    q_dims = (s_dim + d, *args.critic_hidden_dims, 1)
     params = dict(policy=init_mlp(key[0], (s_dim + d + times, *args.actor_hidden_dims, d)),
-                  critics=jax.vmap(critic)(key[1:3]),
+                  critics=[init_mlp(k, q_dims, layer_norm=True) for k in key[1:3]],
                   latent_actor=init_mlp(key[3], (s_dim, *args.latent_actor_hidden_dims, d)))
     return State(params, params["critics"], optax.adam(args.learning_rate).init(params))
 
@@ -613,7 +614,12 @@ def make_updates(args):
 
         return jax.lax.scan(one, state, step + jnp.arange(n))
 
-    all_seeds = lambda n, *inputs: jax.vmap(partial(updates, n), (0, 0, None, None))(*inputs)
+    def all_seeds(n, state, keys, data, step):
+        if args.num_seeds > 1:
+            return jax.vmap(partial(updates, n), (0, 0, None, None))(state, keys, data, step)
+        alone = updates(n, *jax.tree.map(lambda x: x[0], (state, keys)), data, step)  # as a batch of one: slower
+        return jax.tree.map(lambda x: x[None], alone)
+
     return jax.jit(all_seeds, static_argnums=0, donate_argnums=1)
 
 
