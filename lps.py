@@ -157,8 +157,9 @@ def make_env(env_id, film=False):
     try:
         env = gymnasium.make(name, disable_env_checker=True, **settings)
     except (gymnasium.error.Error, ImportError) as error:
-        ids = [id.replace("-single", f"-{kind}-single", 1) for id in gymnasium.registry for kind in ("play", "noisy")]
-        near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), cutoff=0)
+        kinds = ("-play-singletask", "-noisy-singletask")
+        ids = [id.replace("-singletask", kind) for kind in kinds for id in gymnasium.registry]
+        near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
         fail(f"no environment {env_id} ({str(error).splitlines()[0]}); near: {', '.join(near)}")
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
@@ -207,9 +208,9 @@ def load_dataset(args, env):
         from ogbench.relabel_utils import relabel_dataset
 
         relabel_dataset(env.spec.id, env, data)
-        rule = "OGBench 1.2's (r_t speaks of s_t), minus the number of unsolved parts"
+        rule = f"OGBench 1.2 (r_t speaks of s_t), -1 {'until solved (sparse)' if args.sparse else 'per unsolved part'}"
         if args.sparse:
-            data["rewards"], rule = -data["masks"], "OGBench 1.2's (r_t speaks of s_t), sparse: -1 until solved"
+            data["rewards"] = (data["masks"] == 0) - 1.0
     rows = len(data.get("observations", ()))
     data.setdefault("masks", np.ones(rows, np.float32))
     shapes = dict(observations=env.observation_space.shape, actions=env.action_space.shape)
@@ -288,8 +289,8 @@ class State(NamedTuple):
 
 
 def sphere(x):
-    """x rescaled to norm sqrt(d)."""
-    return x * jnp.sqrt(x.shape[-1]) / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    """x rescaled to norm sqrt(d), zero safely."""
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def flow_matching_loss(v, s, a, x0, key):
@@ -421,7 +422,7 @@ class Episodes(gymnasium.Wrapper):
     """Plays one episode after another, each reset with a seed of its own. A step executes a whole chunk open loop; its
     info says how the episode went, if it ended. Lives in a worker process: no JAX in here."""
 
-    def __init__(self, env_id, horizon, seeds, film=None):
+    def __init__(self, env_id, horizon, seeds, film):
         super().__init__(make_env(env_id, film is not None))
         self.seeds, self.film = iter(seeds), film
         self.action_space = gymnasium.spaces.Box(-1, 1, (horizon * self.env.action_space.shape[0],))
@@ -447,6 +448,7 @@ class Episodes(gymnasium.Wrapper):
                 if self.film:
                     import imageio
 
+                    self.film.parent.mkdir(exist_ok=True)
                     imageio.mimwrite(self.film, self.frames, fps=20, macro_block_size=2)
                     self.film = None
                 self.reset()
@@ -463,14 +465,15 @@ def make_policy(args):
     return jax.jit(jax.vmap(jax.vmap(act_once, (None, None, 0, 0, 0))))
 
 
-def evaluate(args, policy, state, keys, film=None, caught=()):
-    """Plays the episodes of all seeds together: their success, return and length [seed, episode, 3], or None once a
-    signal is caught. Every worker has its share of episodes from the start, so that no short one is favoured."""
+def evaluate(args, policy, state, keys, step, caught=()):
+    """Plays --eval-episodes episodes of every seed, all seeds together. Returns the rows of eval.csv, one a seed, or
+    none once a signal is caught. Each worker is dealt its episodes beforehand, so that no short one is favoured."""
+    began, seeds = time.perf_counter(), range(args.seed, args.seed + args.num_seeds)
     per_seed = min(args.eval_episodes, math.ceil(2 * len(os.sched_getaffinity(0)) / args.num_seeds))
     jobs = [partial(Episodes, args.env_id, args.horizon,
                     [100_000 * seed + episode for episode in range(first, args.eval_episodes, per_seed)],
-                    film / f"seed{seed}.mp4" if film and first == 0 else None)
-            for seed in range(args.seed, args.seed + args.num_seeds) for first in range(per_seed)]
+                    args.run_dir / f"videos/step{step}_seed{seed}.mp4" if args.capture_video and first == 0 else None)
+            for seed in seeds for first in range(per_seed)]
     # Workers get Episodes by value and see no main module: else they would import this file, and JAX with it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     multiprocessing.set_forkserver_preload(["gymnasium", "ogbench"])
@@ -495,7 +498,10 @@ def evaluate(args, policy, state, keys, film=None, caught=()):
             process.kill()
             process.join()
         envs.closed = True
-    return None if caught else outcomes
+    return [] if caught else [
+        {"step": step, "seed": seed, "success": success, "return": total, "length": length,
+         "episodes": args.eval_episodes, "seconds": time.perf_counter() - began}
+        for seed, (success, total, length) in zip(seeds, outcomes.mean(axis=1).tolist())]
 
 
 # ============================================================================================================ Training
@@ -513,26 +519,6 @@ def check_args(args):
             fail(f"--{name.replace('_', '-')} {value} is out of range")
 
 
-def open_run(args):
-    """Makes or finds the run directory and locks it; returns the args.json of the run that it holds, if any."""
-    again = args.resume or args.eval_only
-    if args.run_dir is None and again:
-        fail("--resume and --eval-only need the --run-dir of a run")
-    name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    args.run_dir = args.run_dir or Path("runs") / name
-    path = args.run_dir / "args.json"
-    if path.exists() != again:
-        fail(f"{args.run_dir} holds {'no run' if again else 'a run: --resume it, or choose another --run-dir'}")
-    try:
-        args.run_dir.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(args.run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends
-    except BlockingIOError:
-        fail(f"another process is at work in {args.run_dir}")
-    except OSError as error:
-        fail(f"cannot write to {args.run_dir}: {error}")
-    return read_record(args.run_dir) if again else {}
-
-
 def read_record(run_dir):
     try:
         return json.loads((run_dir / "args.json").read_text())
@@ -540,19 +526,39 @@ def read_record(run_dir):
         fail(f"cannot read the arguments of the run in {run_dir}: {error}")
 
 
-def make_record(args, facts, old):
-    """What args.json holds. A resumed run may be longer or report more, but must compute what the old one did."""
+def open_run(args):
+    """Makes or finds the run directory, and holds it until the process ends."""
+    again = args.resume or args.eval_only
+    if args.run_dir is None and again:
+        fail("--resume and --eval-only need the --run-dir of a run")
+    name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    args.run_dir = args.run_dir or Path("runs") / name
+    if (args.run_dir / "args.json").exists() != again:
+        fail(f"{args.run_dir} holds {'no run' if again else 'a run: --resume it, or choose another --run-dir'}")
+    try:
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(args.run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is at work in {args.run_dir}")
+    except OSError as error:
+        fail(f"cannot write to {args.run_dir}: {error}")
+
+
+def make_record(args, facts):
+    """What args.json will hold. A resumed run may be longer or report more, but must compute what it did before."""
     record = dict(algorithm=Path(__file__).stem) | asdict(args) | dict(device=jax.devices()[0].device_kind)
     record |= dict(dataset=facts, versions={name: version(name) for name in ("jax", "ogbench", "mujoco")})
     record = json.loads(json.dumps(record, default=str))
-    free = {"total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path", "run_dir",
+    if args.resume or args.eval_only:
+        old, free = read_record(args.run_dir), {
+            "total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path", "run_dir",
             "resume", "eval_only", "capture_video", "track", "device", "dataset", "versions"}
-    differ = [f"{key} {old[key]} there, {record.get(key)} here"
-              for key in old if key not in free and old[key] != record.get(key)]
-    if old and facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
-        differ.append(f"the content of the dataset {facts['path']}")
-    if differ:
-        fail(f"{args.run_dir} holds another run: {'; '.join(differ)}")
+        differ = [f"{key} was {old.get(key)} and is {value}" for key, value in record.items()
+                  if key not in free and value != old.get(key)]
+        if facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
+            differ.append(f"the content of the dataset {facts['path']}")
+        if differ:
+            fail(f"{args.run_dir} holds another run: {'; '.join(differ)}")
     return record
 
 
@@ -607,20 +613,17 @@ def start_tracking(args, record):
 def make_updates(args):
     """n updates of all seeds in one compiled call: (n, state, keys, data, step) -> state, metrics [seed, update]."""
 
-    def updates(n, state, key, data, step):
-        def one(state, i):
-            batch_key, update_key = jax.random.split(jax.random.fold_in(key, i))
-            return update(args, state, sample_batch(args, data, batch_key), update_key)
+    def one_update(data, key, state, i):
+        batch_key, update_key = jax.random.split(jax.random.fold_in(key, i))
+        return update(args, state, sample_batch(args, data, batch_key), update_key)
 
-        return jax.lax.scan(one, state, step + jnp.arange(n))
-
-    def all_seeds(n, state, keys, data, step):
+    def updates(n, state, keys, data, step):
+        one_seed = lambda state, key: jax.lax.scan(partial(one_update, data, key), state, step + jnp.arange(n))
         if args.num_seeds > 1:
-            return jax.vmap(partial(updates, n), (0, 0, None, None))(state, keys, data, step)
-        alone = updates(n, *jax.tree.map(lambda x: x[0], (state, keys)), data, step)  # as a batch of one: slower
-        return jax.tree.map(lambda x: x[None], alone)
+            return jax.vmap(one_seed)(state, keys)
+        return jax.tree.map(lambda x: x[None], one_seed(*jax.tree.map(lambda x: x[0], (state, keys))))  # faster so
 
-    return jax.jit(all_seeds, static_argnums=0, donate_argnums=1)
+    return jax.jit(updates, static_argnums=0, donate_argnums=1)
 
 
 def train(args, caught=()):
@@ -628,51 +631,39 @@ def train(args, caught=()):
     evaluation alone. Returns the run directory."""
     args = replace(args)
     check_args(args)
-    old = open_run(args)
+    open_run(args)
     env = make_env(args.env_id, args.capture_video)
     dims = (*env.observation_space.shape, *env.action_space.shape)
-    data, facts = (None, None) if args.eval_only else load_dataset(args, env)
+    data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
     env.close()
-    record = make_record(args, facts, old)
+    record = make_record(args, facts)
     print(f"{record['algorithm']} on {args.env_id}, {args.num_seeds} seed(s) from {args.seed}, {record['device']}")
+    print("\n".join(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
     # The seeds are spread over the devices; each device holds the dataset.
     mesh = Mesh(jax.devices()[: math.gcd(args.num_seeds, jax.device_count())], "seed")
     by_seed, everywhere = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
-    seeds = list(range(args.seed, args.seed + args.num_seeds))
+    seeds = range(args.seed, args.seed + args.num_seeds)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
     init_keys, train_keys, eval_keys = (jax.device_put(keys[:, i], by_seed) for i in range(3))
     state = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)(init_keys)
     policy, updates = make_policy(args), make_updates(args)
-    checkpoint, step, count, sums = args.run_dir / "checkpoint.npz", 0, 0, {}  # sums over the updates since the last log
-    if args.eval_only or checkpoint.exists():
+    checkpoint = args.run_dir / "checkpoint.npz"
+    step, count, sums = 0, 0, {}  # updates made, updates since the last row of train.csv, what they add up to
+    if args.eval_only or (args.resume and checkpoint.exists()):
         state, sums = load_checkpoint(checkpoint, state)
         state, step, count = jax.device_put(state, by_seed), int(sums.pop("step")), int(sums.pop("count"))
-
-    def evaluation():
-        """The rows of eval.csv for this step, one a seed; none once a signal is caught."""
-        began, film = time.perf_counter(), args.run_dir / "videos" / f"step{step}"
-        if args.capture_video:
-            film.mkdir(parents=True, exist_ok=True)
-        outcomes = evaluate(args, policy, state, eval_keys, film if args.capture_video else None, caught)
-        means = [] if outcomes is None else outcomes.mean(axis=1).tolist()
-        return [{"step": step, "seed": seed, "success": success, "return": total, "length": length,
-                 "episodes": args.eval_episodes, "seconds": time.perf_counter() - began}
-                for seed, (success, total, length) in zip(seeds, means)]
-
     if args.eval_only:
-        print(*evaluation(), sep="\n")
+        print(*map(json.dumps, evaluate(args, policy, state, eval_keys, step, caught)), sep="\n")
         return args.run_dir
 
     with replacing(args.run_dir / "args.json") as file:
         file.write(json.dumps(record, indent=2).encode())
-    print("\n".join(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()))
     data = jax.device_put(data, everywhere)
     rows = {name: read_rows(args.run_dir / name, step) for name in ("train.csv", "eval.csv")}
-    evaluated = max((int(row["step"]) for row in rows["eval.csv"]), default=0)
-    most = 1000 if jax.default_backend() != "cpu" else max(1, 100 // args.num_seeds)  # one to two seconds of updates
-    log, clock = start_tracking(args, record), time.perf_counter()
-    due = lambda interval: step == args.total_steps or (interval and step and step % interval == 0)
+    log, seconds = start_tracking(args, record), 0.0
+    most = 1000 if jax.default_backend() != "cpu" else max(1, 100 // args.num_seeds)  # updates in a second or two
+    due = lambda interval: step == args.total_steps or step and interval and step % interval == 0
 
     def report(name, new):
         rows[name] += new
@@ -681,32 +672,33 @@ def train(args, caught=()):
 
     with tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1) as bar:
         while True:
-            if args.eval_episodes and step > evaluated and due(args.eval_interval) and not caught:
-                paused, evaluated = time.perf_counter(), step
-                if new := evaluation():
+            evaluated = int(rows["eval.csv"][-1]["step"]) if rows["eval.csv"] else 0
+            if due(args.eval_interval) and args.eval_episodes and step > evaluated and not caught:
+                if new := evaluate(args, policy, state, eval_keys, step, caught):
                     report("eval.csv", new)
-                    bar.set_postfix({name: f"{np.mean([row[name] for row in new]):.2f}" for name in ("success", "return")})
-                clock += time.perf_counter() - paused
+                    bar.set_postfix({k: f"{np.mean([row[k] for row in new]):.2f}" for k in ("success", "return")})
             if step >= args.total_steps or caught:
                 break
-            n = min(most, *(interval - step % interval for interval in (args.total_steps, args.log_interval, args.eval_interval) if interval))
+            began, intervals = time.perf_counter(), (args.total_steps, args.log_interval, args.eval_interval)
+            n = min(most, *(interval - step % interval for interval in intervals if interval))
             state, metrics = updates(n, state, train_keys, data, step)
             for name, values in jax.device_get(metrics).items():
-                if not np.isfinite(values).all():
-                    k, i = np.argwhere(~np.isfinite(values))[0]
-                    fail(f"{name} of seed {seeds[k]} is {values[k, i]} in update {step + i + 1}; the checkpoint before it is kept")
+                for k, i in np.argwhere(~np.isfinite(values)):
+                    fail(f"{name} of seed {seeds[k]} is {values[k, i]} in update {step + i + 1}; "
+                         f"the checkpoints in {args.run_dir} are from before")
                 sums[name] = sums.get(name, 0) + values.sum(axis=1, dtype=float)
-            step, count = step + n, count + n
+            step, count, seconds = step + n, count + n, seconds + time.perf_counter() - began
             bar.update(n)
             if due(args.log_interval):
-                rate = count / (time.perf_counter() - clock)
-                report("train.csv", [dict(step=step, seed=seed, updates_per_second=rate) | {name: float(total[k] / count) for name, total in sums.items()} for k, seed in enumerate(seeds)])
-                count, sums, clock = 0, {}, time.perf_counter()
+                report("train.csv", [
+                    dict(step=step, seed=seed, updates_per_second=count / seconds)
+                    | {name: float(total[k] / count) for name, total in sums.items()} for k, seed in enumerate(seeds)])
+                count, seconds, sums = 0, 0.0, {}
             if due(args.eval_interval):
-                save_checkpoint(checkpoint, state, dict(step=step, count=count, **sums))
+                save_checkpoint(checkpoint, state, dict(step=step, count=count) | sums)
     if caught:
-        save_checkpoint(checkpoint, state, dict(step=step, count=count, **sums))
-        print(f"stopped at update {step}; to go on: python {Path(__file__).name} --resume --run-dir {args.run_dir}")
+        save_checkpoint(checkpoint, state, dict(step=step, count=count) | sums)
+        print(f"stopped after update {step}; python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on")
         raise SystemExit(128 + caught[0])
     return args.run_dir
 

@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 EPISODE_ROWS = 1001  # 1000 transitions and the final state, as published
 SCENES = ["cube-single", "cube-double", "cube-triple", "cube-quadruple", "cube-octuple", "scene",
-          "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]  # fmt: skip
+          "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
 NAMES = [f"{ob}{scene}-{kind}-v0" for ob in ("", "visual-") for scene in SCENES for kind in ("play", "noisy")
-         if (ob, scene) != ("visual-", "cube-octuple")]  # fmt: skip  # OGBench has no such environment
+         if (ob, scene) != ("visual-", "cube-octuple")]  # OGBench has no such environment
 P_STACK = dict(single=(0, 0), double=(0, 0.25), triple=(0.05, 0.35), quadruple=(0.1, 0.5), octuple=(0, 0.35))
 
 
@@ -78,7 +78,7 @@ def make_experts(env, dataset):
     if "cube" in dataset:
         return {"cube": Cube(**settings)}, noisy
     return {"cube": Cube(**settings), "button": Button(**settings), "drawer": Drawer(**settings),
-            "window": Window(**settings)}, noisy  # fmt: skip
+            "window": Window(**settings)}, noisy
 
 
 def is_healthy(qpos):
@@ -126,7 +126,7 @@ def start_worker(dataset):
 
     env_id = dataset.replace("-play-", "-").replace("-noisy-", "-")
     env = gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, mode="data_collection",
-                         max_episode_steps=EPISODE_ROWS)  # fmt: skip
+                         max_episode_steps=EPISODE_ROWS)
     experts, noisy = make_experts(env, dataset)
     WORKER.update(env=env, experts=experts, noisy=noisy)
 
@@ -181,8 +181,8 @@ def collect(args):
         raise SystemExit(f"error: cannot write to {directory}: {error.strerror}") from None
 
     counts = [args.num_episodes, max(1, args.num_episodes // 10)]
-    comment = dict(collected_by="benchmark/collect.py", dataset=args.dataset, seed=args.seed, num_episodes=args.num_episodes,
-                   **{name: version(name) for name in ("ogbench", "mujoco")})  # fmt: skip
+    comment = dict(collected_by="benchmark/collect.py", dataset=args.dataset, seed=args.seed,
+                   num_episodes=args.num_episodes, **{name: version(name) for name in ("ogbench", "mujoco")})
     with contextlib.ExitStack() as stack:
         partials = [stack.enter_context(written_whole(path)) for path in reversed(paths)][::-1]
         context = multiprocessing.get_context("spawn")

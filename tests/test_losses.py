@@ -170,7 +170,7 @@ def test_actor_gradient_passes_through_critics_and_policy(state, batch):
     s, policy, critics, actor = double((batch["observations"], p["policy"], p["critics"], p["latent_actor"]))
     expected, scale = np_actor_loss(args, actor, policy, critics, s)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    assert_gradient(grad, lambda l: np_actor_loss(args, l, policy, critics, s, scale)[0], actor)
+    assert_gradient(grad, lambda x: np_actor_loss(args, x, policy, critics, s, scale)[0], actor)
 
 
 @pytest.mark.parametrize("agg", ["min", "mean"])
@@ -257,7 +257,7 @@ def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
     args = lps.replace(ARGS, base="flow", flow_steps=flow_steps)
     state = lps.init(args, jax.random.key(0), S, A)
     p = state.params
-    grad = jax.grad(lambda l: lps.actor_loss(args, l, p["policy"], p["critics"], batch["observations"])[0])(
+    grad = jax.grad(lambda x: lps.actor_loss(args, x, p["policy"], p["critics"], batch["observations"])[0])(
         p["latent_actor"])
     s, policy, critics, actor = double((batch["observations"], p["policy"], p["critics"], p["latent_actor"]))
 
@@ -269,7 +269,7 @@ def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
         return -q.mean() / (np.abs(q).mean() if scale is None else scale), np.abs(q).mean()
 
     scale = loss(actor)[1]
-    assert_gradient(grad, lambda l: loss(l, scale)[0], actor)
+    assert_gradient(grad, lambda x: loss(x, scale)[0], actor)
 
 
 def test_initial_weights():

@@ -1,0 +1,246 @@
+"""The dataset contract: chunks against brute force, OGBench's relabelling, and files that must be refused."""
+
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import jax
+import numpy as np
+import pytest
+
+import lps
+
+ID = "toy_envs:Counting-v0"  # two numbers observed, one action
+
+
+def make_data(lengths, seed=0):
+    """Trajectories of so many transitions; every number differs, so that a wrong row shows."""
+    rng = np.random.default_rng(seed)
+    rows = sum(lengths) + len(lengths)
+    terminals = np.zeros(rows)
+    terminals[np.cumsum([n + 1 for n in lengths]) - 1] = 1
+    return dict(observations=rng.normal(size=(rows, 2)), actions=rng.uniform(-1, 1, (rows, 1)),
+                rewards=rng.normal(size=rows), terminals=terminals, masks=(rng.random(rows) < 0.8).astype(float))
+
+
+def load(data, tmp_path, **settings):
+    np.savez(tmp_path / "data.npz", **data)
+    args = lps.Args(env_id=ID, dataset_path=tmp_path / "data.npz", **settings)
+    env = lps.make_env(ID)
+    return args, *lps.load_dataset(args, env)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_chunks_against_brute_force(tmp_path, horizon):
+    """Trajectories shorter than the chunk, as long, one longer, empty ones; each possible chunk equally often."""
+    lengths = [horizon - 1, horizon, 0, horizon + 1, 3 * horizon, 1]
+    data = make_data(lengths)
+    args, arrays, facts = load(data, tmp_path, horizon=horizon, gamma=0.9, batch_size=4000)
+
+    chunks, first = {}, 0
+    for n in lengths:
+        for t in range(first, first + n + 1):
+            if t + horizon <= first + n:
+                rewards, masks = data["rewards"][t : t + horizon], data["masks"][t : t + horizon]
+                chunks[t] = dict(
+                    observations=data["observations"][t],
+                    actions=np.concatenate(data["actions"][t : t + horizon]),
+                    rewards=sum(0.9**i * r for i, r in enumerate(rewards)),
+                    masks=float(min(masks)),
+                    next_observations=data["observations"][t + horizon])
+        first += n + 1
+    assert arrays["starts"].tolist() == sorted(chunks)
+    assert facts["transitions"] == sum(lengths) and facts["trajectories"] == len(lengths)
+
+    batch = jax.tree.map(np.asarray, lps.sample_batch(args, arrays, jax.random.key(0)))
+    drawn = [min(chunks, key=lambda t: abs(chunks[t]["observations"] - s).sum()) for s in batch["observations"]]
+    for key, values in batch.items():
+        np.testing.assert_allclose(values, [chunks[t][key] for t in drawn], rtol=1e-5, atol=1e-6)
+    counts = np.array([drawn.count(t) for t in chunks])
+    expected = 4000 / len(chunks)
+    assert ((counts - expected) ** 2 / expected).sum() < len(chunks) + 5 * np.sqrt(2 * len(chunks))  # chi-squared
+
+
+def test_arrays_are_float32_clipped_and_masks_default_to_one(tmp_path):
+    data = make_data([6, 6])
+    data["actions"][0] = 1
+    del data["masks"]
+    _, arrays, _ = load(data, tmp_path)
+    assert arrays["observations"].dtype == arrays["rewards"].dtype == np.float32 and arrays["starts"].dtype == np.int32
+    assert arrays["actions"].max() == np.float32(1 - 1e-5)
+    assert (arrays["masks"] == 1).all()
+
+
+def broken(kind):
+    data = make_data([6, 6])
+    change = {
+        "has no actions": lambda: data.pop("actions"),
+        "has no rewards": lambda: data.pop("rewards"),
+        "rewards must be numbers": lambda: data.update(rewards=data["rewards"][:-1]),
+        "observations must be numbers": lambda: data.update(observations=data["observations"][:, :1]),
+        "terminals must be numbers": lambda: data.update(terminals=data["terminals"].astype(str)),
+        "observations hold NaN": lambda: data["observations"].__setitem__((3, 1), np.nan),
+        "rewards hold NaN": lambda: data["rewards"].__setitem__(2, np.inf),
+        "actions must lie in": lambda: data["actions"].__setitem__(0, 1.5),
+        "terminals must be 1": lambda: data["terminals"].__setitem__(-1, 0),
+        "no trajectory is as long": lambda: data.update(terminals=np.ones(14)),
+        "cannot read the dataset": lambda: data.update(actions=np.array([object()] * 14)),  # nothing is unpickled
+    }
+    change[kind]()
+    return data
+
+
+@pytest.mark.parametrize("kind", [
+    "has no actions", "has no rewards", "rewards must be numbers", "observations must be numbers",
+    "terminals must be numbers", "observations hold NaN", "rewards hold NaN", "actions must lie in",
+    "terminals must be 1", "no trajectory is as long", "cannot read the dataset"])
+def test_bad_data_is_refused_in_one_line(tmp_path, kind):
+    with pytest.raises(SystemExit) as error:
+        load(broken(kind), tmp_path)
+    message = str(error.value)
+    assert kind in message and message.startswith("error: ") and "\n" not in message and "data.npz" in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "text"])
+def test_damaged_files_are_refused(tmp_path, damage):
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, **make_data([600, 60]))
+    whole = path.read_bytes()
+    flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    contents = {"empty": b"", "cut off": whole[:-100], "flipped": flipped, "text": b"no archive"}
+    path.unlink() if damage == "missing" else path.write_bytes(contents[damage])
+    with pytest.raises(SystemExit, match="cannot read the dataset .*data.npz"):
+        lps.load_dataset(lps.Args(env_id=ID, dataset_path=path), lps.make_env(ID))
+
+
+def test_equal_rewards_are_warned_of(tmp_path, capsys):
+    load(make_data([6]) | dict(rewards=np.zeros(7)), tmp_path)
+    assert "every reward is 0.0" in capsys.readouterr().err
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    data = make_data([6, 6])
+    first = load(data, tmp_path)[2]["fingerprint"]
+    assert load(data, tmp_path)[2]["fingerprint"] == first
+    data["rewards"][0] += 1
+    assert load(data, tmp_path)[2]["fingerprint"] != first
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("scene", ["cube-double", "puzzle-3x3", "scene"])
+def test_ogbench_rewards_are_those_of_the_environment(tmp_path, scene, sparse):
+    """Rewards are relabelled from the states of a rollout; OGBench's environment said the same at the time."""
+    env_id = f"{scene}-play-singletask-task1-v0"
+    env = lps.make_env(env_id)
+    ob, info = env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    rows = dict(observations=[], actions=[], terminals=[], qpos=[], button_states=[])
+    rewards, successes = [], []
+    for t in range(60):
+        action = np.clip(rng.normal(0, 1, 5) + [0, 0, -0.5, 0, 0], -1, 1)
+        if t == 30:  # solve the task by force: every part where it belongs
+            solve(env.unwrapped)
+        next_ob, reward, terminated, _, info = env.step(action)
+        rewards.append(reward)
+        successes.append(info["success"])
+        for key, value in dict(observations=ob, actions=action, terminals=t == 59, qpos=info["prev_qpos"],
+                               button_states=info.get("prev_button_states", np.zeros(1))).items():
+            rows[key].append(value)
+        ob = next_ob
+    np.savez(tmp_path / "data.npz", **{key: np.array(values) for key, values in rows.items()})
+    args = lps.Args(env_id=env_id, dataset_path=tmp_path / "data.npz", sparse=sparse)
+    arrays, facts = lps.load_dataset(args, env)
+    assert any(successes) and not all(successes) and len(set(rewards)) > 1
+    np.testing.assert_array_equal(arrays["masks"], 1.0 - np.array(successes))
+    np.testing.assert_array_equal(arrays["rewards"], -arrays["masks"] if sparse else rewards)
+    assert ("sparse" in facts["rewards"]) == sparse and "1.2" in facts["rewards"]
+
+
+def solve(env):
+    if hasattr(env, "_target_button_states"):
+        env._cur_button_states[:] = env._target_button_states
+        env._apply_button_states()
+    for i in range(getattr(env, "_num_cubes", 0)):
+        env._data.joint(f"object_joint_{i}").qpos[:3] = env._data.mocap_pos[env._cube_target_mocap_ids[i]]
+        env._data.joint(f"object_joint_{i}").qvel[:] = 0
+    if hasattr(env, "_target_drawer_pos"):
+        env._data.joint("drawer_slide").qpos[0] = env._target_drawer_pos
+        env._data.joint("window_slide").qpos[0] = env._target_window_pos
+    env.post_step()
+
+
+class Server(BaseHTTPRequestHandler):
+    content, cut = b"", 0
+
+    def do_GET(self):
+        self.send_response(200 if self.content else 404)
+        self.send_header("Content-Length", len(self.content))
+        self.end_headers()
+        self.wfile.write(self.content[: len(self.content) - self.cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    buffer = io.BytesIO()
+    np.savez(buffer, anything=np.arange(100_000))
+    monkeypatch.setattr(Server, "content", buffer.getvalue())
+    monkeypatch.setattr(Server, "cut", 0)
+    http = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    monkeypatch.setattr(lps, "OGBENCH_URL", f"http://127.0.0.1:{http.server_port}")
+    yield Server
+    http.shutdown()
+
+
+def test_download(tmp_path, server):
+    args = lps.Args(env_id="scene-noisy-singletask-task3-v0", dataset_dir=tmp_path / "new")
+    path = lps.find_dataset(args)
+    assert path == tmp_path / "new" / "scene-noisy-v0.npz" and path.read_bytes() == server.content
+    server.content = b"changed"
+    assert lps.find_dataset(args).read_bytes() != b"changed"  # it is there: not downloaded again
+
+
+@pytest.mark.parametrize("fault", ["cut off", "not there"])
+def test_failed_download_leaves_nothing_and_names_both_ways_out(tmp_path, server, fault):
+    server.cut, server.content = (1000, server.content) if fault == "cut off" else (0, b"")
+    with pytest.raises(SystemExit) as error:
+        lps.find_dataset(lps.Args(env_id="cube-triple-noisy-singletask-v0", dataset_dir=tmp_path))
+    assert f"{lps.OGBENCH_URL}/cube-triple-noisy-v0.npz" in str(error.value)
+    assert "benchmark/collect.py cube-triple-noisy-v0" in str(error.value) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("env_id, expected", [
+    ("cube-singel-play-singletask-v0", "cube-single-play-singletask-v0"),
+    ("cube-single-play-singletask-task7-v0", "cube-single-play-singletask-task"),
+    ("puzzle-4x7-play-singletask-task2-v0", "puzzle-4x6-play-singletask-task2-v0"),
+    ("no_such_module:Thing-v0", "near: "),
+    ("toy_envs:Discrete-v0", "flat boxes")])
+def test_unknown_or_unfit_environments(env_id, expected):
+    with pytest.raises(SystemExit) as error:
+        lps.make_env(env_id)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scene, tasks", [(s, t) for s in (
+    "cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5",
+    "puzzle-4x6") for t in (["", "-task1", "-task5"],)])
+def test_every_manipulation_task_exists(scene, tasks):
+    import gymnasium
+    import ogbench  # noqa: F401
+
+    for kind in ("play", "noisy"):
+        for task in tasks:
+            match = lps.OGBENCH_ID.fullmatch(f"{scene}-{kind}-singletask{task}-v0")
+            assert match[1] == scene and match[2] == kind
+            assert f"{scene}-singletask{match[3]}-v0" in gymnasium.registry
+
+
+def test_actions_are_rescaled_to_the_environments_box():
+    env = lps.make_env("toy_envs:Counting-v0")  # acts in [-2, 2], and pays what it is told to do
+    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+    env.reset(seed=1)
+    assert [env.step(np.array([a], np.float32))[1] for a in (-1, 0.25, 1)] == [-2, 0.5, 2]
