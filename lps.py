@@ -194,7 +194,7 @@ def find_dataset(args):
 def load_dataset(args, env):
     """The arrays observations, actions, rewards, masks and starts, and the facts to print and keep. The file is in
     OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
-    path, ogbench_id = find_dataset(args), OGBENCH_ID.fullmatch(args.env_id)
+    path = find_dataset(args)
     try:
         with zipfile.ZipFile(path) as archive:
             checksums, mark = [(item.filename, item.CRC) for item in archive.infolist()], archive.comment.decode()
@@ -203,42 +203,45 @@ def load_dataset(args, env):
             data = {key: file[key] for key in wanted if key in file}
     except Exception as error:  # whatever a damaged file can raise
         fail(f"cannot read the dataset {path}: {error or type(error).__name__}")
-    rule = "as in the file"
-    if "rewards" not in data and "qpos" in data and ogbench_id:
+    rule, length = "as in the file", len(np.atleast_1d(data.get("observations", 0)))
+    if "rewards" not in data and "qpos" in data and OGBENCH_ID.fullmatch(args.env_id):
         from ogbench.relabel_utils import relabel_dataset
 
-        relabel_dataset(env.spec.id, env, data)
+        try:
+            relabel_dataset(env.spec.id, env, data)
+        except (LookupError, ValueError) as error:
+            fail(f"{path} is not a dataset of {args.env_id}: {error!r}")
         rule = f"OGBench 1.2 (r_t speaks of s_t), -1 {'until solved (sparse)' if args.sparse else 'per unsolved part'}"
         if args.sparse:
             data["rewards"] = (data["masks"] == 0) - 1.0
-    rows = len(data.get("observations", ()))
-    data.setdefault("masks", np.ones(rows, np.float32))
-    shapes = dict(observations=env.observation_space.shape, actions=env.action_space.shape)
-    for key, shape in (shapes | dict(rewards=(), masks=(), terminals=())).items():
+    data.setdefault("masks", np.ones(length))
+    shapes = dict(terminals=(), observations=env.observation_space.shape, actions=env.action_space.shape)
+    for key, shape in (shapes | dict(rewards=(), masks=())).items():
         if key not in data:
             fail(f"{path} has no {key}")
-        if data[key].shape != (rows, *shape) or data[key].dtype.kind not in "fiub":
-            fail(f"{path}: {key} must be numbers {(rows, *shape)}, but are {data[key].dtype} {data[key].shape}")
-        if not np.isfinite(data[key]).all():
+        if data[key].shape != (length, *shape) or data[key].dtype.kind not in "fiub":
+            fail(f"{path}: {key} must be numbers {(length, *shape)}, but are {data[key].dtype} {data[key].shape}")
+        data[key] = data[key].astype(np.float32, copy=False)
+        needed = data[key] if key in ("terminals", "observations") else data[key][data["terminals"] == 0]
+        if not np.isfinite(needed).all():
             fail(f"{path}: {key} hold NaN or infinity")
-    if np.abs(data["actions"]).max(initial=0) > 1 + 1e-5:
-        fail(f"{path}: actions must lie in [-1, 1], but reach {np.abs(data['actions']).max():.3g}")
-    ends, t = np.flatnonzero(data["terminals"]), np.arange(rows)
-    if len(ends) == 0 or ends[-1] != rows - 1:
+    actions, rewards, masks = (data[key][data["terminals"] == 0] for key in ("actions", "rewards", "masks"))
+    if np.abs(actions).max(initial=0) > 1 + 1e-5:
+        fail(f"{path}: actions must lie in [-1, 1], but reach {np.abs(actions).max():.3g}")
+    ends, t = np.flatnonzero(data.pop("terminals")), np.arange(length)
+    if len(ends) == 0 or ends[-1] != length - 1:
         fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
     starts = t[t + args.horizon <= ends[np.searchsorted(ends, t)]]  # H actions and s_t+H within one trajectory
     if len(starts) == 0:
         fail(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
-    rewards, masks = (data[key][data["terminals"] == 0] for key in ("rewards", "masks"))
     if rewards.min() == rewards.max():
         print(f"warning: every reward is {rewards.min()}, there is nothing to improve", file=sys.stderr)
     facts = dict(path=str(path), bytes=path.stat().st_size, mark=mark, rewards=rule,
                  fingerprint=hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],
                  transitions=len(rewards), trajectories=len(ends), chunks=len(starts),
                  reward_range=[float(rewards.min()), float(rewards.max())], terminal_share=float((masks == 0).mean()))
-    data["actions"] = np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5)
-    arrays = {key: data[key].astype(np.float32, copy=False) for key in (*shapes, "rewards", "masks")}
-    return arrays | dict(starts=starts.astype(np.int32)), facts
+    data = {key: data[key] for key in ("observations", "actions", "rewards", "masks")}
+    return data | dict(actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5), starts=starts.astype(np.int32)), facts
 
 
 def sample_batch(args, data, key):

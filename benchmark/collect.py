@@ -18,8 +18,11 @@ import difflib
 import json
 import multiprocessing
 import os
-import sys
+import signal
+import threading
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -129,6 +132,9 @@ def start_worker(dataset):
                          max_episode_steps=EPISODE_ROWS)
     experts, noisy = make_experts(env, dataset)
     WORKER.update(env=env, experts=experts, noisy=noisy)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    if parent := multiprocessing.parent_process():  # and none of us outlives it
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def collect_episode(dataset, seed, episode):
@@ -183,28 +189,33 @@ def collect(args):
     counts = [args.num_episodes, max(1, args.num_episodes // 10)]
     comment = dict(collected_by="benchmark/collect.py", dataset=args.dataset, seed=args.seed,
                    num_episodes=args.num_episodes, **{name: version(name) for name in ("ogbench", "mujoco")})
-    with contextlib.ExitStack() as stack:
-        partials = [stack.enter_context(written_whole(path)) for path in reversed(paths)][::-1]
-        context = multiprocessing.get_context("spawn")
-        pool = stack.enter_context(context.Pool(args.num_workers, start_worker, (args.dataset,)))
-        episodes = pool.imap(partial(collect_episode, args.dataset, args.seed), range(sum(counts)))
-        bar = tqdm(total=sum(counts), desc=args.dataset, unit="episode", mininterval=1)
-        for count, path in zip(counts, partials, strict=True):
-            data = None
-            for i in range(count):  # straight into its place: the data exist once
-                rows = next(episodes)
-                if data is None:
-                    data = {k: np.empty((count * EPISODE_ROWS, *v.shape[1:]), v.dtype) for k, v in rows.items()}
-                for key, values in rows.items():
-                    data[key][i * EPISODE_ROWS : (i + 1) * EPISODE_ROWS] = values
-                bar.update()
-            save(path, data, comment)
-        bar.close()
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(args.num_workers, context, start_worker, (args.dataset,))
+    try:
+        with written_whole(paths[1]) as val, written_whole(paths[0]) as train:
+            episodes = executor.map(partial(collect_episode, args.dataset, args.seed), range(sum(counts)))
+            with tqdm(total=sum(counts), desc=args.dataset, unit="episode", mininterval=1) as bar:
+                for count, path in zip(counts, (train, val), strict=True):
+                    data = None
+                    for i in range(count):  # straight into its place: the data exist once
+                        rows = next(episodes)
+                        data = data or {key: np.empty((count * EPISODE_ROWS, *x.shape[1:]), x.dtype)
+                                        for key, x in rows.items()}
+                        for key, x in rows.items():
+                            data[key][i * EPISODE_ROWS : (i + 1) * EPISODE_ROWS] = x
+                        bar.update()
+                    save(path, data, comment)
+    except BrokenProcessPool:
+        raise SystemExit("error: a worker died (out of memory?); nothing was written") from None
+    except OSError as error:
+        raise SystemExit(f"error: cannot write to {directory}: {error.strerror}; nothing was written") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
     return paths[0]
 
 
 if __name__ == "__main__":
     try:
-        print(collect(tyro.cli(Args, description=__doc__)))
+        print(collect(tyro.cli(Args, description=__doc__.split("\n")[0])))
     except KeyboardInterrupt:
-        sys.exit("error: stopped; nothing was written")
+        raise SystemExit("error: stopped; nothing was written") from None

@@ -71,6 +71,26 @@ def test_arrays_are_float32_clipped_and_masks_default_to_one(tmp_path):
     assert (arrays["masks"] == 1).all()
 
 
+def test_the_last_rows_action_and_reward_may_be_anything(tmp_path):
+    data = make_data([6, 6])
+    for key in ("actions", "rewards", "masks"):
+        data[key][[6, 13]] = np.nan
+    assert len(load(data, tmp_path, horizon=5)[1]["starts"]) == 4
+
+
+def test_a_dataset_of_another_environment_is_refused(tmp_path):
+    env_id = "puzzle-3x3-play-singletask-v0"
+    np.savez(tmp_path / "data.npz", **make_data([6]), qpos=np.zeros((7, 21)))
+    args, env = lps.Args(env_id=env_id, dataset_path=tmp_path / "data.npz"), lps.make_env(env_id)
+    with pytest.raises(SystemExit, match="observations must be numbers"):
+        lps.load_dataset(args, env)
+    data = make_data([6])
+    del data["rewards"]
+    np.savez(tmp_path / "data.npz", **data, qpos=np.zeros((7, 21)))
+    with pytest.raises(SystemExit, match="is not a dataset of puzzle-3x3"):
+        lps.load_dataset(args, env)
+
+
 def broken(kind):
     data = make_data([6, 6])
     change = {

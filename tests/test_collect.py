@@ -1,0 +1,141 @@
+"""benchmark/collect.py: OGBench's format, the same data for any number of workers, never half a file."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import ogbench
+import pytest
+
+from benchmark import collect
+
+
+def run(dataset, folder, *flags):
+    command = [sys.executable, collect.__file__, dataset, "--dataset-dir", folder, *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    result = run("puzzle-3x3-noisy-v0", folder, "--num-episodes", 3, "--num-workers", 2, "--seed", 5)
+    assert result.returncode == 0, result.stderr
+    assert "4/4" in result.stderr and "arn" not in result.stderr  # a progress bar, no warning
+    return folder
+
+
+def test_format_is_ogbenchs(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["puzzle-3x3-noisy-v0-val.npz", "puzzle-3x3-noisy-v0.npz"]
+    for name, episodes in (("puzzle-3x3-noisy-v0.npz", 3), ("puzzle-3x3-noisy-v0-val.npz", 1)):
+        with np.load(folder / name) as file:
+            data = dict(file)
+        kinds = {key: (x.dtype.name, x.shape[1:]) for key, x in data.items()}
+        assert kinds == dict(observations=("float32", (55,)), actions=("float32", (5,)), terminals=("bool", ()),
+                             qpos=("float32", (23,)), qvel=("float32", (23,)), button_states=("int64", (9,)))
+        assert np.flatnonzero(data["terminals"]).tolist() == [1000 + 1001 * i for i in range(episodes)]
+        assert np.abs(data["actions"]).max() <= 1
+        # Rows are (s_t, a_t, state t): the arm's joints lead both the observation and qpos.
+        np.testing.assert_allclose(data["observations"][:, :6], data["qpos"][:, :6], atol=1e-6)
+    env, train, val = ogbench.make_env_and_datasets(
+        "puzzle-3x3-noisy-singletask-task1-v0", dataset_path=str(folder / "puzzle-3x3-noisy-v0.npz"))
+    assert len(train["rewards"]) == 3000 and len(val["rewards"]) == 1000
+    assert train["observations"].shape[1:] == env.observation_space.shape
+
+
+def test_the_mark(folder):
+    comment = json.loads(zipfile.ZipFile(folder / "puzzle-3x3-noisy-v0.npz").comment)
+    assert comment["collected_by"] == "benchmark/collect.py" and comment["seed"] == 5 and comment["num_episodes"] == 3
+
+
+def test_the_number_of_workers_changes_nothing_and_the_seed_everything(folder, tmp_path):
+    run("puzzle-3x3-noisy-v0", tmp_path / "one", "--num-episodes", 3, "--num-workers", 1, "--seed", 5)
+    run("puzzle-3x3-noisy-v0", tmp_path / "other", "--num-episodes", 1, "--seed", 6)
+    with np.load(folder / "puzzle-3x3-noisy-v0.npz") as a, np.load(tmp_path / "one/puzzle-3x3-noisy-v0.npz") as b:
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+        first = a["observations"]
+    assert not np.array_equal(first[:1001], first[1001:2002])
+    with np.load(tmp_path / "other/puzzle-3x3-noisy-v0.npz") as c:
+        assert not np.array_equal(c["observations"][0], first[0])
+
+
+def test_nothing_is_overwritten_unasked(folder):
+    before = (folder / "puzzle-3x3-noisy-v0.npz").read_bytes()
+    result = run("puzzle-3x3-noisy-v0", folder, "--num-episodes", 1)
+    assert result.returncode == 1 and "--overwrite" in result.stderr and result.stderr.count("\n") == 1
+    assert (folder / "puzzle-3x3-noisy-v0.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("dataset, flags, message", [
+    ("cube-singel-play-v0", [], "near: "), ("cube-single-play-singletask-v0", [], "near: cube-single-play-v0"),
+    ("cube-single-play-v0", ["--num-episodes", 0], "--num-episodes"), ("cube-single-play-v0", ["--seed", -1], "--seed"),
+    ("cube-single-play-v0", ["--dataset-dir", "/proc/none"], "cannot write to /proc/none")])
+def test_mistakes_are_told_in_one_line(tmp_path, dataset, flags, message):
+    result = run(dataset, tmp_path, *flags)
+    assert result.returncode == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_collection_leaves_no_dataset(tmp_path, number):
+    command = [sys.executable, collect.__file__, "cube-single-play-v0", "--dataset-dir", tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0 and "Traceback" not in err
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".npz"] == []
+
+
+@pytest.mark.parametrize("dataset", [name for name in collect.NAMES if not name.startswith("visual-")])
+def test_every_state_dataset(monkeypatch, dataset):
+    """Twenty steps of each: the expert acts, the rows fit the environment."""
+    monkeypatch.setattr(collect, "EPISODE_ROWS", 20)
+    collect.start_worker(dataset)
+    rows = collect.collect_episode(dataset, 0, 0)
+    assert len(rows["observations"]) == len(rows["terminals"]) == 20 and rows["terminals"].sum() == 1
+    assert rows["observations"].shape[1:] == collect.WORKER["env"].observation_space.shape
+    assert ("button_states" in rows) == ("cube" not in dataset)
+    assert np.abs(np.diff(rows["observations"], axis=0)).max() > 0.05
+
+
+@pytest.mark.parametrize("dataset", ["visual-cube-single-play-v0", "visual-scene-noisy-v0"])
+def test_visual_datasets_hold_the_environments_own_frames(tmp_path, dataset):
+    code = f"""
+import numpy as np
+from benchmark import collect
+collect.EPISODE_ROWS = 3
+collect.start_worker({dataset!r})
+rows = collect.collect_episode({dataset!r}, 0, 0)
+assert rows["observations"].shape == (3, 64, 64, 3) and rows["observations"].dtype == np.uint8
+frame, _ = collect.WORKER["env"].reset(seed=int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0]))
+assert np.array_equal(rows["observations"][0], frame) and frame.std() > 10
+"""
+    root = collect.Path(collect.__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    if "EGL" in result.stderr or "GLContext" in result.stderr:
+        pytest.skip("no EGL renderer on this machine")
+    assert result.returncode == 0, result.stderr
+
+
+def test_scenes_health_check():
+    """Columns 14 to 16 of qpos are the cube's place: never too far right, too far left only inside the drawer."""
+    qpos = np.zeros((4, 24))
+    qpos[:, 14:17] = 0.4, 0.1, 0.02
+    assert collect.is_healthy(qpos)
+    for y, z, healthy in ((0.29, 0.02, False), (0.28, 0.02, True), (-0.3, 0.02, False), (-0.3, 0.07, True),
+                          (-0.35, 0.1, False), (-0.29, 0.02, True)):
+        qpos[2, 15:17] = y, z
+        assert collect.is_healthy(qpos) == healthy
+
+
+def test_an_unhealthy_episode_is_played_again(monkeypatch):
+    seeds, verdicts = [], iter([False, False, True])
+    monkeypatch.setattr(collect, "play_episode", lambda seed, **_: seeds.append(seed) or dict(qpos=None))
+    monkeypatch.setattr(collect, "is_healthy", lambda qpos: next(verdicts))
+    collect.collect_episode("scene-play-v0", 0, 7)
+    assert len(set(seeds)) == 3
