@@ -526,11 +526,12 @@ def read_record(run_dir):
     try:
         return json.loads((run_dir / "args.json").read_text())
     except (OSError, ValueError) as error:
-        fail(f"cannot read the arguments of the run in {run_dir}: {error}")
+        fail(f"{run_dir} holds no run that can be read: {error}")
 
 
+@contextmanager
 def open_run(args):
-    """Makes or finds the run directory, and holds it until the process ends."""
+    """Makes or finds the run directory, and keeps other processes out of it."""
     again = args.resume or args.eval_only
     if args.run_dir is None and again:
         fail("--resume and --eval-only need the --run-dir of a run")
@@ -540,11 +541,16 @@ def open_run(args):
         fail(f"{args.run_dir} holds {'no run' if again else 'a run: --resume it, or choose another --run-dir'}")
     try:
         args.run_dir.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(args.run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = os.open(args.run_dir, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"another process is at work in {args.run_dir}")
     except OSError as error:
         fail(f"cannot write to {args.run_dir}: {error}")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def make_record(args, facts):
@@ -634,7 +640,12 @@ def train(args, caught=()):
     evaluation alone. Returns the run directory."""
     args = replace(args)
     check_args(args)
-    open_run(args)
+    with open_run(args):
+        run(args, caught)
+    return args.run_dir
+
+
+def run(args, caught):
     env = make_env(args.env_id, args.capture_video)
     dims = (*env.observation_space.shape, *env.action_space.shape)
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
@@ -658,7 +669,7 @@ def train(args, caught=()):
         state, step, count = jax.device_put(state, by_seed), int(sums.pop("step")), int(sums.pop("count"))
     if args.eval_only:
         print(*map(json.dumps, evaluate(args, policy, state, eval_keys, step, caught)), sep="\n")
-        return args.run_dir
+        return
 
     with replacing(args.run_dir / "args.json") as file:
         file.write(json.dumps(record, indent=2).encode())
@@ -703,7 +714,6 @@ def train(args, caught=()):
         save_checkpoint(checkpoint, state, dict(step=step, count=count) | sums)
         print(f"stopped after update {step}; python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on")
         raise SystemExit(128 + caught[0])
-    return args.run_dir
 
 
 # ================================================================================================================ main

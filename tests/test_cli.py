@@ -180,6 +180,23 @@ def test_two_seeds_in_one_process_are_two_runs(folder, whole):
         np.testing.assert_allclose(float(row["critics_loss"]), float(single["critics_loss"]), rtol=1e-2)
 
 
+def test_your_own_environment_and_data(folder):
+    """An environment that asserts that no worker has imported JAX, beside the script; stopped and resumed in one go."""
+    import toy_envs
+
+    shutil.copy(toy_envs.__file__, folder)
+    np.savez(folder / "own.npz", observations=np.zeros((40, 2)), actions=np.zeros((40, 1)), rewards=np.arange(40.0),
+             terminals=np.arange(40) % 10 == 9)
+    run(folder, *TINY, "--env-id", "toy_envs:Counting-v0", "--dataset-path", "own.npz", "--total-steps", 3,
+        "--eval-episodes", 9, "--num-seeds", 2, "--run-dir", "own", "--capture-video")
+    table = rows(folder / "own/eval.csv")
+    expected = [np.mean([toy_envs.Counting.length(100_000 * seed + i) for i in range(9)]) for seed in range(2)]
+    assert [row["length"] for row in table] == [f"{length:.6g}" for length in expected]
+    assert [row["success"] for row in table] == ["0.333333", "0.333333"]
+    assert len(list((folder / "own/videos").iterdir())) == 2
+    assert sorted(path.name for path in (folder / "runs").glob("*")) == []
+
+
 def test_eval_only_repeats_the_last_evaluation(folder, whole):
     before = {path: path.read_bytes() for path in whole[0].iterdir()}
     out, _ = run(folder, "--run-dir", "whole", "--eval-only")
