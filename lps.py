@@ -4,24 +4,20 @@ To improve on the data without leaving it, LPS splits the two duties. A MeanFlow
 network call it turns a latent z from the sphere |z| = sqrt(d) into a chunk of actions. A latent actor l, on the same
 sphere, does nothing but choose the latent, by climbing the critic's gradient through f:
 
-    policy  min_f  E |u - sg(u*)|^2,  u = z_t - f(s, z_t, t, t-r)                           imitate (MeanFlow)
-    critic  min_Q  E (Q(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H Qbar(s', a')         evaluate (Q-chunking)
-    actor   max_l  E Q(s, f(s, l(s), 1, 1))                                                 improve: only l moves
+    policy  min_f  E |u - sg(u*)|^2,  u = z_t - f(s, z_t, t, t-r), u* as in meanflow_loss        imitate (MeanFlow)
+    critic  min_Q  E (Q(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')   evaluate (Q-chunking)
+    actor   max_l  E Q(s, f(s, l(s), 1, 1)), which moves l alone                                improve
 
 Wherever l goes on the sphere, f was trained to decode it. So nothing has to hold the actor near the data: no alpha to
 tune as in TD3+BC and its kin, and no critic of latents to distil as in DSRL.
 
     python lps.py --env-id cube-single-play-singletask-v0 --seed 0
-    diff lps.py qc_mfql.py    # the same base, distilled into a one-step policy under an alpha
-    diff lps.py dsrl.py       # the same actor, taught by a critic of latents
 """
 
-import csv
 import difflib
 import fcntl
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -31,7 +27,6 @@ import sys
 import time
 import urllib.request
 import warnings
-import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -63,11 +58,11 @@ class Args:
     dataset_path: Path | None = None
     """one .npz of your own"""
     sparse: bool | None = None
-    """OGBench rewards as -1 until the task is solved, then 0 (default: True for scene and puzzle-3x3)"""
+    """True: OGBench's rewards are -1 until the task is solved, then 0 (default: for scene and puzzle-3x3)"""
     seed: int = 0
     """the first seed"""
     num_seeds: int = 1
-    """seeds seed ... seed+n-1 are trained in one process"""
+    """n: seeds seed ... seed+n-1 are trained in one process"""
     total_steps: int = 1_000_000
     """updates"""
     batch_size: int = 256
@@ -93,9 +88,9 @@ class Args:
     run_dir: Path | None = None
     """everything the run writes (default: runs/{env_id}__{exp_name}__{seed}__{time})"""
     resume: bool = False
-    """go on from the last checkpoint in --run-dir, with the arguments of that run"""
+    """go on from the last checkpoint in --run-dir, with that run's arguments; it may be given more --total-steps"""
     eval_only: bool = False
-    """evaluate the checkpoint in --run-dir, train nothing"""
+    """evaluate the checkpoint in --run-dir and print the result; train and write nothing"""
     capture_video: bool = False
     """film each seed's first episode of every evaluation, to {run_dir}/videos"""
     track: bool = False
@@ -107,7 +102,7 @@ class Args:
     latent_actor_hidden_dims: tuple[int, ...] = (256, 256)
     """layer widths of the latent actor"""
     alpha: float = 1.0
-    """weight of the actor's loss; nothing to tune, Adam is all but blind to it"""
+    """weight of the actor's loss; nothing to tune, since Adam all but cancels it"""
     latent: Literal["sphere", "normal", "truncated-normal"] = "sphere"
     """ablation: where the latents live"""
     base: Literal["meanflow", "flow"] = "meanflow"
@@ -133,7 +128,7 @@ def fail(message):
 @contextmanager
 def replacing(path):
     """A file that takes path's place once it is complete: nobody ever finds half of it there."""
-    draft = path.with_name(f".{path.name}.partial")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(draft, "wb") as file:
             yield file
@@ -152,18 +147,20 @@ def make_env(env_id, film=False):
         name = f"{match[1]}-singletask{match[3]}-v0"
         settings |= dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
     warnings.filterwarnings("ignore", ".*precision lowered by casting")  # OGBench's action space
-    import ogbench  # noqa: F401  registers its environments
-
     try:
+        import ogbench  # noqa: F401  registers its environments
+
         env = gymnasium.make(name, disable_env_checker=True, **settings)
-    except (gymnasium.error.Error, ImportError) as error:
+    except Exception as error:  # whatever an environment can raise
         kinds = ("-play-singletask", "-noisy-singletask")
         ids = [id.replace("-singletask", kind) for kind in kinds for id in gymnasium.registry]
         near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
-        fail(f"no environment {env_id} ({str(error).splitlines()[0]}); near: {', '.join(near)}")
+        fail(f"cannot make the environment {env_id}: {' '.join(str(error).split())}; near: {', '.join(near)}")
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             fail(f"{env_id}: observations and actions must be flat boxes, but one is {space}")
+    if not env.action_space.is_bounded():
+        fail(f"{env_id}: actions must be bounded, but are {env.action_space}")
     if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
@@ -196,9 +193,8 @@ def load_dataset(args, env):
     OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
     path = find_dataset(args)
     try:
-        with zipfile.ZipFile(path) as archive:
-            checksums, mark = [(item.filename, item.CRC) for item in archive.infolist()], archive.comment.decode()
         with np.load(path, allow_pickle=False) as file:
+            checksums, mark = [(item.filename, item.CRC) for item in file.zip.infolist()], file.zip.comment.decode()
             wanted = ("observations", "actions", "rewards", "terminals", "masks", "qpos", "button_states")
             data = {key: file[key] for key in wanted if key in file}
     except Exception as error:  # whatever a damaged file can raise
@@ -319,7 +315,7 @@ def meanflow_loss(f, s, a, e, key):
     tangents = v[n:], jnp.ones_like(t[n:]), jnp.zeros_like(r[n:])
     f_last, df_dt = jax.jvp(partial(f, s[n:]), (z[n:], t[n:], r[n:]), tangents)
     u = z - jnp.concatenate([f_first, f_last])
-    u_star = v.at[n:].add(-(t - r)[n:] * (v[n:] - df_dt))
+    u_star = jnp.concatenate([v[:n], v[n:] - (t - r)[n:] * (v[n:] - df_dt)])
     err = jnp.mean((u - sg(u_star)) ** 2, axis=-1)
     return jnp.mean(err / jnp.sqrt(sg(err + 1e-3)))
 
@@ -336,7 +332,7 @@ def critic_loss(critics, s, a, y):
 
 
 def descend(args, state, losses):
-    """One Adam step of each network on its own loss, and of the target critics after the critics."""
+    """One Adam step of each network on its own loss; then the targets follow the critics at rate tau."""
     grads, metrics = {}, {}
     for name, loss in losses.items():
         (value, more), grads[name] = jax.value_and_grad(loss, has_aux=True)(state.params[name])
@@ -349,9 +345,10 @@ def descend(args, state, losses):
 
 def draw_latent(args, key, shape):
     """e ~ the prior on which the base is trained."""
+    if args.latent == "truncated-normal":
+        return jax.random.truncated_normal(key, -2, 2, shape)
     e = jax.random.normal(key, shape)
-    truncated = lambda: jax.random.truncated_normal(key, -2, 2, shape)
-    return {"sphere": lambda: sphere(e), "normal": lambda: e, "truncated-normal": truncated}[args.latent]()
+    return sphere(e) if args.latent == "sphere" else e
 
 
 def choose_latent(args, latent_actor, s):
@@ -426,12 +423,13 @@ class Episodes(gymnasium.Wrapper):
     info says how the episode went, if it ended. Lives in a worker process: no JAX in here."""
 
     def __init__(self, env_id, horizon, seeds, film):
+        if multiprocessing.parent_process():  # a worker: Ctrl-C reaches it too, but the parent decides
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         super().__init__(make_env(env_id, film is not None))
         self.seeds, self.film = iter(seeds), film
         self.action_space = gymnasium.spaces.Box(-1, 1, (horizon * self.env.action_space.shape[0],))
 
     def reset(self, **_):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent decides
         self.seed = next(self.seeds, None)  # None: this worker has played all its episodes
         if self.seed is not None:
             self.observation, _ = self.env.reset(seed=self.seed)
@@ -460,7 +458,7 @@ class Episodes(gymnasium.Wrapper):
 
 
 def make_policy(args):
-    """act for all seeds and environments, compiled. The noise of a chunk depends on its seed, episode and number."""
+    """act for all seeds and environments, compiled. A chunk's noise follows from seed, episode and its number there."""
 
     def act_once(state, key, observation, episode, chunk):
         return act(args, state, observation, jax.random.fold_in(jax.random.fold_in(key, episode), chunk))
@@ -472,19 +470,21 @@ def evaluate(args, policy, state, keys, step, caught=()):
     """Plays --eval-episodes episodes of every seed, all seeds together. Returns the rows of eval.csv, one a seed, or
     none once a signal is caught. Each worker is dealt its episodes beforehand, so that no short one is favoured."""
     began, seeds = time.perf_counter(), range(args.seed, args.seed + args.num_seeds)
-    per_seed = min(args.eval_episodes, math.ceil(2 * len(os.sched_getaffinity(0)) / args.num_seeds))
+    per_seed = min(args.eval_episodes, -(-2 * len(os.sched_getaffinity(0)) // args.num_seeds))  # two workers a core
+    films = args.run_dir.absolute() / "videos"
     jobs = [partial(Episodes, args.env_id, args.horizon,
                     [100_000 * seed + episode for episode in range(first, args.eval_episodes, per_seed)],
-                    args.run_dir / f"videos/step{step}_seed{seed}.mp4" if args.capture_video and first == 0 else None)
+                    films / f"step{step}_seed{seed}.mp4" if args.capture_video and first == 0 else None)
             for seed in seeds for first in range(per_seed)]
     # Workers get Episodes by value and see no main module: else they would import this file, and JAX with it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     multiprocessing.set_forkserver_preload(["gymnasium", "ogbench"])
-    with mock.patch.multiple(sys.modules["__main__"], __spec__=None, __file__=None, create=True):
-        envs = gymnasium.vector.AsyncVectorEnv(jobs, context="forkserver")
+    no_main, envs = dict(__spec__=None, __file__=None), None
     episode, chunk = np.tile(np.arange(per_seed), args.num_seeds), np.zeros(len(jobs), int)
     outcomes = np.full((args.num_seeds, args.eval_episodes, 3), np.nan)
     try:
+        with mock.patch.multiple(sys.modules["__main__"], create=True, **no_main):
+            envs = gymnasium.vector.AsyncVectorEnv(jobs, context="forkserver")
         observations, _ = envs.reset()
         while np.isnan(outcomes[..., 2]).any() and not caught:
             grid = [x.reshape(args.num_seeds, per_seed, *x.shape[1:]) for x in (observations, episode, chunk)]
@@ -495,12 +495,13 @@ def evaluate(args, policy, state, keys, step, caught=()):
                 outcomes[i // per_seed, episode[i]] = infos["outcome"][i]
                 episode[i], chunk[i] = episode[i] + per_seed, 0
     except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
-        fail(f"an evaluation worker died or hung ({error!r}); --resume goes on from the checkpoint")
+        if not caught:  # else the same signal may have ended the workers
+            fail(f"an evaluation worker died or hung ({error!r}); --resume goes on from the checkpoint")
     finally:
-        for process in envs.processes:
+        for process in envs.processes if envs else ():
             process.kill()
             process.join()
-        envs.closed = True
+            envs.closed = True
     return [] if caught else [
         {"step": step, "seed": seed, "success": success, "return": total, "length": length,
          "episodes": args.eval_episodes, "seconds": time.perf_counter() - began}
@@ -520,6 +521,8 @@ def check_args(args):
         if ((type(value) is int and value < least) or (type(value) is tuple and min(value, default=0) < 1)
                 or (name in ("gamma", "tau", "learning_rate") and not 0 < value <= 1)):
             fail(f"--{name.replace('_', '-')} {value} is out of range")
+    if args.eval_only and not args.eval_episodes:
+        fail("--eval-only needs --eval-episodes")
 
 
 def read_record(run_dir):
@@ -542,15 +545,17 @@ def open_run(args):
     try:
         args.run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(args.run_dir, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"another process is at work in {args.run_dir}")
     except OSError as error:
         fail(f"cannot write to {args.run_dir}: {error}")
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        fail(f"another process is at work in {args.run_dir}")
     finally:
         os.close(lock)
+        if not any(args.run_dir.iterdir()):
+            args.run_dir.rmdir()
 
 
 def make_record(args, facts):
@@ -559,11 +564,11 @@ def make_record(args, facts):
     record |= dict(dataset=facts, versions={name: version(name) for name in ("jax", "ogbench", "mujoco")})
     record = json.loads(json.dumps(record, default=str))
     if args.resume or args.eval_only:
-        old, free = read_record(args.run_dir), {
+        old, may_differ = read_record(args.run_dir), {
             "total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path", "run_dir",
             "resume", "eval_only", "capture_video", "track", "device", "dataset", "versions"}
         differ = [f"{key} was {old.get(key)} and is {value}" for key, value in record.items()
-                  if key not in free and value != old.get(key)]
+                  if key not in may_differ and value != old.get(key)]
         if facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
             differ.append(f"the content of the dataset {facts['path']}")
         if differ:
@@ -571,52 +576,35 @@ def make_record(args, facts):
     return record
 
 
-def save_checkpoint(path, state, extra):
-    leaves = {jax.tree_util.keystr(name): x for name, x in jax.tree_util.tree_leaves_with_path(state)}
+def by_name(tree):
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def save_checkpoint(path, state, **extra):
     with replacing(path) as file:
-        np.savez(file, **leaves, **extra)
+        np.savez(file, **by_name(state), **extra)
 
 
 def load_checkpoint(path, state):
     """What was saved: a state, whose names and shapes must be those of the state given, and the extra arrays."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
     try:
         with np.load(path, allow_pickle=False) as file:
-            saved = {name: file[name] for name in file}
+            saved = dict(file)
     except Exception as error:  # whatever a damaged file can raise
         fail(f"cannot read the checkpoint {path}: {error or type(error).__name__}")
-    for name, leaf in leaves:
-        shape = saved[name].shape if (name := jax.tree_util.keystr(name)) in saved else None
-        if shape != leaf.shape:
-            fail(f"{path} is of another network: the shape of {name} is {shape}, not {leaf.shape}")
-    return structure.unflatten([saved.pop(jax.tree_util.keystr(name)) for name, _ in leaves]), saved
-
-
-def read_rows(path, last_step):
-    """The rows of a csv file up to a step: what a killed run wrote after its checkpoint is left out."""
-    if not path.exists():
-        return []
-    with open(path) as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+    for name, x in by_name(state).items():
+        if name not in saved or saved[name].shape != x.shape:
+            fail(f"{path} is of another network: {name} is not there in the shape {x.shape}")
+    return jax.tree.unflatten(jax.tree.structure(state), [saved.pop(name) for name in by_name(state)]), saved
 
 
 def write_rows(path, rows):
-    lines = [rows[0]] + [[f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    """Adds rows to a csv file, in place of what a killed run wrote for the same step or later ones."""
+    header, *lines = path.read_text().splitlines() if path.exists() else [",".join(rows[0])]
+    lines = [line for line in lines if int(line.split(",")[0]) < rows[0]["step"]]
+    lines += [",".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()) for row in rows]
     with replacing(path) as file:
-        file.write("".join(",".join(line) + "\n" for line in lines).encode())
-
-
-def start_tracking(args, record):
-    """wandb.log, if Weights & Biases is asked for."""
-    if not args.track:
-        return lambda values, step: None
-    try:
-        import wandb
-
-        wandb.init(project="latent-policy-steering", name=args.run_dir.name, dir=args.run_dir, config=record)
-    except Exception as error:  # not installed, not logged in, no network
-        fail(f"--track: Weights & Biases did not start: {error}")
-    return wandb.log
+        file.write("\n".join([header, *lines, ""]).encode())
 
 
 def make_updates(args):
@@ -635,17 +623,18 @@ def make_updates(args):
     return jax.jit(updates, static_argnums=0, donate_argnums=1)
 
 
-def train(args, caught=()):
+def train(args, catch=list):
     """A run from its first update or its checkpoint to its end, or until a signal is caught; with --eval-only, its
-    evaluation alone. Returns the run directory."""
+    evaluation alone. catch() is called when there is something to lose; it returns a list, to which a signal that ends
+    the run is added. Returns the run directory."""
     args = replace(args)
     check_args(args)
     with open_run(args):
-        run(args, caught)
+        run(args, catch)
     return args.run_dir
 
 
-def run(args, caught):
+def run(args, catch):
     env = make_env(args.env_id, args.capture_video)
     dims = (*env.observation_space.shape, *env.action_space.shape)
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
@@ -655,7 +644,8 @@ def run(args, caught):
     print("\n".join(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
     # The seeds are spread over the devices; each device holds the dataset.
-    mesh = Mesh(jax.devices()[: math.gcd(args.num_seeds, jax.device_count())], "seed")
+    devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
+    mesh = Mesh(jax.devices()[:devices], "seed")
     by_seed, everywhere = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     seeds = range(args.seed, args.seed + args.num_seeds)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
@@ -663,60 +653,87 @@ def run(args, caught):
     state = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)(init_keys)
     policy, updates = make_policy(args), make_updates(args)
     checkpoint = args.run_dir / "checkpoint.npz"
-    step, count, sums = 0, 0, {}  # updates made, updates since the last row of train.csv, what they add up to
+    step, since_log = 0, {}  # since_log: sums over the updates since the last row of train.csv
     if args.eval_only or (args.resume and checkpoint.exists()):
-        state, sums = load_checkpoint(checkpoint, state)
-        state, step, count = jax.device_put(state, by_seed), int(sums.pop("step")), int(sums.pop("count"))
+        state, since_log = load_checkpoint(checkpoint, state)
+        state, step = jax.device_put(state, by_seed), int(since_log.pop("step"))
+    if step > args.total_steps and not args.eval_only:
+        fail(f"{checkpoint} is of update {step}, beyond --total-steps {args.total_steps}")
+    caught = catch()
     if args.eval_only:
         print(*map(json.dumps, evaluate(args, policy, state, eval_keys, step, caught)), sep="\n")
+        if caught:
+            raise SystemExit(128 + caught[0])
         return
 
+    if args.track:
+        try:
+            import wandb
+
+            wandb.init(project="latent-policy-steering", name=args.run_dir.name, dir=args.run_dir, config=record)
+        except Exception as error:  # not installed, not logged in, no network
+            fail(f"--track: Weights & Biases did not start: {error!r}")
     with replacing(args.run_dir / "args.json") as file:
         file.write(json.dumps(record, indent=2).encode())
     data = jax.device_put(data, everywhere)
-    rows = {name: read_rows(args.run_dir / name, step) for name in ("train.csv", "eval.csv")}
-    log, seconds = start_tracking(args, record), 0.0
-    most = 1000 if jax.default_backend() != "cpu" else max(1, 100 // args.num_seeds)  # updates in a second or two
+    updates_per_call = 1000 if jax.default_backend() != "cpu" else max(1, 50 // args.num_seeds)  # a second or two
     due = lambda interval: step == args.total_steps or step and interval and step % interval == 0
 
-    def report(name, new):
-        rows[name] += new
-        write_rows(args.run_dir / name, rows[name])
-        log({f"{name[:-4]}/{key}/{row['seed']}": value for row in new for key, value in row.items()}, step=step)
+    def report(name, rows):
+        write_rows(args.run_dir / f"{name}.csv", rows)
+        if args.track:
+            wandb.log({f"{name}/{key}/{row['seed']}": value for row in rows for key, value in row.items()}, step=step)
 
     with tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1) as bar:
-        while True:
-            evaluated = int(rows["eval.csv"][-1]["step"]) if rows["eval.csv"] else 0
-            if due(args.eval_interval) and args.eval_episodes and step > evaluated and not caught:
-                if new := evaluate(args, policy, state, eval_keys, step, caught):
-                    report("eval.csv", new)
-                    bar.set_postfix({k: f"{np.mean([row[k] for row in new]):.2f}" for k in ("success", "return")})
-            if step >= args.total_steps or caught:
-                break
+        while not caught:
+            if due(args.eval_interval) and args.eval_episodes:
+                rows = evaluate(args, policy, state, eval_keys, step, caught)
+                if caught:
+                    break
+                report("eval", rows)
+                bar.set_postfix({k: f"{np.mean([row[k] for row in rows]):.2f}" for k in ("success", "return")})
+            if step == args.total_steps:
+                return
             began, intervals = time.perf_counter(), (args.total_steps, args.log_interval, args.eval_interval)
-            n = min(most, *(interval - step % interval for interval in intervals if interval))
+            n = min(updates_per_call, *(interval - step % interval for interval in intervals if interval))
             state, metrics = updates(n, state, train_keys, data, step)
             for name, values in jax.device_get(metrics).items():
                 for k, i in np.argwhere(~np.isfinite(values)):
                     fail(f"{name} of seed {seeds[k]} is {values[k, i]} in update {step + i + 1}; "
-                         f"the checkpoints in {args.run_dir} are from before")
-                sums[name] = sums.get(name, 0) + values.sum(axis=1, dtype=float)
-            step, count, seconds = step + n, count + n, seconds + time.perf_counter() - began
+                         f"what {args.run_dir} holds is from before")
+                since_log[name] = since_log.get(name, 0) + values.sum(axis=1, dtype=float)
+            since_log["updates"] = since_log.get("updates", 0) + n
+            since_log["seconds"] = since_log.get("seconds", 0) + time.perf_counter() - began
+            step += n
             bar.update(n)
             if due(args.log_interval):
-                report("train.csv", [
-                    dict(step=step, seed=seed, updates_per_second=count / seconds)
-                    | {name: float(total[k] / count) for name, total in sums.items()} for k, seed in enumerate(seeds)])
-                count, seconds, sums = 0, 0.0, {}
+                count, seconds = since_log.pop("updates"), since_log.pop("seconds")
+                report("train", [dict(step=step, seed=seed, updates_per_second=float(count / seconds))
+                                 | {name: float(total[k] / count) for name, total in since_log.items()}
+                                 for k, seed in enumerate(seeds)])
+                since_log = {}
             if due(args.eval_interval):
-                save_checkpoint(checkpoint, state, dict(step=step, count=count) | sums)
-    if caught:
-        save_checkpoint(checkpoint, state, dict(step=step, count=count) | sums)
-        print(f"stopped after update {step}; python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on")
-        raise SystemExit(128 + caught[0])
+                save_checkpoint(checkpoint, state, step=step, **since_log)
+    save_checkpoint(checkpoint, state, step=step, **since_log)
+    print(f"stopped after update {step}; python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on")
+    raise SystemExit(128 + caught[0])
 
 
 # ================================================================================================================ main
+
+
+def catch_signals():
+    """The list to which the first SIGINT or SIGTERM is added; the second one ends the process at once."""
+    caught, numbers = [], (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number, _):
+        caught.append(number)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in numbers:
+        signal.signal(number, handle)
+    return caught
 
 
 def main():
@@ -727,10 +744,10 @@ def main():
         saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
         saved |= {name: Path(value) for name, value in saved.items() if value and name.endswith(("_dir", "_path"))}
         args = tyro.cli(Args, default=Args(**saved))
-    caught = []  # the first signal lets the run end in order, with a checkpoint; the second one ends it now
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: (caught.append(number), signal.signal(number, signal.SIG_DFL)))
-    train(args, caught)
+    try:
+        train(args, catch_signals)
+    except KeyboardInterrupt:
+        fail("stopped before the first update")
 
 
 if __name__ == "__main__":

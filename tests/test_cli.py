@@ -248,6 +248,8 @@ BAD = {
     "--resume --run-dir whole --gamma 0.5 --seed 3": "seed was 0 and is 3; gamma was 0.99 and is 0.5",
     "--eval-only --run-dir whole --actor-hidden-dims 8 8": "actor_hidden_dims was [16, 16] and is [8, 8]",
     "--run-dir /proc/no": "cannot write to /proc/no",
+    "--resume --run-dir whole --total-steps 50": "beyond --total-steps 50",
+    "--eval-only --run-dir whole --eval-episodes 0": "--eval-only needs --eval-episodes",
 }
 
 
@@ -267,6 +269,7 @@ def test_mistakes_are_told_in_one_line(folder, whole, flags, monkeypatch, capsys
     message = str(error.value)
     assert message.startswith("error: ") and BAD[flags] in message and "\n" not in message
     assert {path: path.read_bytes() for path in whole[0].iterdir()} == before
+    assert not any((folder / "runs").glob("*"))  # no directory of a run that never was
 
 
 @pytest.mark.parametrize("damage", ["cut off", "flipped", "another network"])

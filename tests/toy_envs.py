@@ -92,5 +92,9 @@ class Discrete(Counting):
     action_space = gymnasium.spaces.Discrete(3)
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Discrete"):
+class Unbounded(Counting):
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+
+
+for name in ("Bandit", "Counting", "Silent", "Dying", "Discrete", "Unbounded"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
