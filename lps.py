@@ -143,6 +143,8 @@ def make_env(env_id, film=False):
     """The environment, its actions in [-1, 1]. The workers of an evaluation call this: no JAX in here."""
     name, settings = env_id, dict(render_mode="rgb_array") if film else {}
     if match := OGBENCH_ID.fullmatch(env_id):
+        if env_id.startswith("visual-"):
+            fail(f"{env_id}: pixel observations are not supported yet")
         os.environ.setdefault("MUJOCO_GL", "egl" if film else "disable")
         name = f"{match[1]}-singletask{match[3]}-v0"
         settings |= dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
