@@ -147,7 +147,7 @@ def make_env(env_id, film=False):
             fail(f"{env_id}: pixel observations are not supported yet")
         os.environ.setdefault("MUJOCO_GL", "egl" if film else "disable")
         name = f"{match[1]}-singletask{match[3]}-v0"
-        settings |= dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
+        settings = dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
     warnings.filterwarnings("ignore", ".*precision lowered by casting")  # OGBench's action space
     try:
         import ogbench  # noqa: F401  registers its environments
