@@ -126,9 +126,10 @@ def fail(message):
 
 
 @contextmanager
-def replacing(path):
-    """A file that takes path's place once it is complete: nobody ever finds half of it there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def replacing(path, writer=""):
+    """A file that takes path's place once it is complete: nobody ever finds half of it there. Where nothing keeps two
+    processes apart, each needs its own name for the writer."""
+    draft = path.with_name(f".{path.name}{writer}.partial")
     try:
         with open(draft, "wb") as file:
             yield file
@@ -170,9 +171,9 @@ def make_env(env_id, film=False):
 
 def find_dataset(args):
     """The path of the dataset, downloaded if need be."""
-    match = OGBENCH_ID.fullmatch(args.env_id)
     if args.dataset_path is not None:
         return args.dataset_path.expanduser()
+    match = OGBENCH_ID.fullmatch(args.env_id)
     if not match:
         fail(f"{args.env_id} is not an OGBench single-task id: name its dataset with --dataset-path")
     name = f"{match[1]}-{match[2]}-v0"
@@ -180,7 +181,7 @@ def find_dataset(args):
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as file:
+            with urllib.request.urlopen(url, timeout=30) as response, replacing(path, os.getpid()) as file:
                 with tqdm.wrapattr(file, "write", total=response.length, desc=url) as sink:
                     shutil.copyfileobj(response, sink)
                 if response.length:
@@ -500,9 +501,10 @@ def evaluate(args, policy, state, keys, step, caught=()):
         if not caught:  # else the same signal may have ended the workers
             fail(f"an evaluation worker died or hung ({error!r}); --resume goes on from the checkpoint")
     finally:
-        for process in envs.processes if envs else ():
-            process.kill()
-            process.join()
+        if envs:
+            for process in envs.processes:
+                process.kill()
+                process.join()
             envs.closed = True
     return [] if caught else [
         {"step": step, "seed": seed, "success": success, "return": total, "length": length,
@@ -594,10 +596,11 @@ def load_checkpoint(path, state):
             saved = dict(file)
     except Exception as error:  # whatever a damaged file can raise
         fail(f"cannot read the checkpoint {path}: {error or type(error).__name__}")
-    for name, x in by_name(state).items():
+    like = by_name(state)
+    for name, x in like.items():
         if name not in saved or saved[name].shape != x.shape:
             fail(f"{path} is of another network: {name} is not there in the shape {x.shape}")
-    return jax.tree.unflatten(jax.tree.structure(state), [saved.pop(name) for name in by_name(state)]), saved
+    return jax.tree.unflatten(jax.tree.structure(state), [saved.pop(name) for name in like]), saved
 
 
 def write_rows(path, rows):
@@ -652,13 +655,14 @@ def run(args, catch):
     seeds = range(args.seed, args.seed + args.num_seeds)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
     init_keys, train_keys, eval_keys = (jax.device_put(keys[:, i], by_seed) for i in range(3))
-    state = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)(init_keys)
+    start = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)
     policy, updates = make_policy(args), make_updates(args)
     checkpoint = args.run_dir / "checkpoint.npz"
-    step, since_log = 0, {}  # since_log: sums over the updates since the last row of train.csv
     if args.eval_only or (args.resume and checkpoint.exists()):
-        state, since_log = load_checkpoint(checkpoint, state)
+        state, since_log = load_checkpoint(checkpoint, jax.eval_shape(start, init_keys))
         state, step = jax.device_put(state, by_seed), int(since_log.pop("step"))
+    else:
+        state, step, since_log = start(init_keys), 0, {}  # since_log: sums since the last row of train.csv
     if step > args.total_steps and not args.eval_only:
         fail(f"{checkpoint} is of update {step}, beyond --total-steps {args.total_steps}")
     caught = catch()
