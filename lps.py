@@ -1,17 +1,15 @@
-"""Latent Policy Steering (LPS), offline RL in one file. Paper: arXiv 2603.05296.
+"""Latent Policy Steering (LPS): offline RL in one file. Paper: arXiv 2603.05296.
 
-To improve on the data without leaving it, LPS splits the two duties. A MeanFlow policy f imitates the data: in one
-network call it turns a latent z from the sphere |z| = sqrt(d) into a chunk of actions. A latent actor l, on the same
-sphere, does nothing but choose the latent, by climbing the critic's gradient through f:
+Two networks share the work of improving on the data without leaving it. A MeanFlow policy f imitates: in one call it
+turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions. A latent actor l only chooses the latent, by
+climbing the critic's gradient through f. The latent stays on the sphere, and all of the sphere decodes to the data.
 
-    policy  min_f  E |u - sg(u*)|^2,  u = z_t - f(s, z_t, t, t-r), u* as in meanflow_loss        imitate (MeanFlow)
-    critic  min_Q  E (Q(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')   evaluate (Q-chunking)
-    actor   max_l  E Q(s, f(s, l(s), 1, 1)), which moves l alone                                improve
+    policy   min_f   E |u - sg(u*)|^2,  u = z_t - f(s, z_t, t, t-r), u* as in meanflow_loss     imitates (MeanFlow)
+    critic   min_Q   E (Q(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')
+    actor    max_l   E Q(s, f(s, l(s), 1, 1)), in which l alone moves                           improves
 
-Wherever l goes on the sphere, f was trained to decode it. So nothing has to hold the actor near the data: no alpha to
-tune as in TD3+BC and its kin, and no critic of latents to distil as in DSRL.
-
-    python lps.py --env-id cube-single-play-singletask-v0 --seed 0
+    diff lps.py qc_mfql.py  # the same f, but a weight alpha instead of the sphere holds the actor to it
+    diff dsrl.py lps.py     # the same actor, but a critic of latents is distilled to steer it
 """
 
 import difflib
@@ -96,29 +94,32 @@ class Args:
     track: bool = False
     """log to Weights & Biases too (honours WANDB_MODE)"""
 
-    # LPS
+    # the algorithm's own
     q_agg: Literal["min", "mean"] = "min"
     """how the two target critics are joined in the TD target"""
-    latent_actor_hidden_dims: tuple[int, ...] = (256, 256)
-    """layer widths of the latent actor"""
     alpha: float = 1.0
     """weight of the actor's loss; nothing to tune, since Adam all but cancels it"""
+    latent_actor_hidden_dims: tuple[int, ...] = (256, 256)
+    """layer widths of the latent actor"""
     latent: Literal["sphere", "normal", "truncated-normal"] = "sphere"
     """ablation: where the latents live"""
     base: Literal["meanflow", "flow"] = "meanflow"
     """ablation: the policy that is steered"""
     flow_steps: int = 10
-    """Euler steps of --base flow; the actor's gradient passes through all of them"""
+    """Euler steps from noise to a chunk, if the policy is a flow"""
     predict: Literal["action", "velocity"] = "action"
     """ablation: what the MeanFlow network predicts"""
 
 
-DOMAIN_DEFAULTS = dict(sparse={"scene": True, "puzzle-3x3": True, "other": False})
+DOMAIN_DEFAULTS = dict(
+    sparse={"scene": True, "puzzle-3x3": True, "other": False},
+)
 
 # ============================================================================================================= Dataset
 
 OGBENCH_ID = re.compile(r"((?:visual-)?(?:cube-\w+|scene|puzzle-\dx\d))-(play|noisy)-singletask((?:-task\d)?)-v0")
 OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+FRAMES = 3  # that make one observation of pixels
 
 
 def fail(message):
@@ -143,10 +144,9 @@ def replacing(path, writer=""):
 def make_env(env_id, film=False):
     """The environment, its actions in [-1, 1]. The workers of an evaluation call this: no JAX in here."""
     name, settings = env_id, dict(render_mode="rgb_array") if film else {}
+    renders = film or env_id.startswith("visual-")
     if match := OGBENCH_ID.fullmatch(env_id):
-        if env_id.startswith("visual-"):
-            fail(f"{env_id}: pixel observations are not supported yet")
-        os.environ.setdefault("MUJOCO_GL", "egl" if film else "disable")
+        os.environ.setdefault("MUJOCO_GL", "egl" if renders else "disable")
         name = f"{match[1]}-singletask{match[3]}-v0"
         settings = dict(success_timing="pre")  # OGBench 1.2: r_t and success speak of s_t, as in its datasets
     warnings.filterwarnings("ignore", ".*precision lowered by casting")  # OGBench's action space
@@ -154,14 +154,21 @@ def make_env(env_id, film=False):
         import ogbench  # noqa: F401  registers its environments
 
         env = gymnasium.make(name, disable_env_checker=True, **settings)
+        if renders:  # a renderer that cannot start shows it here
+            env.reset(seed=0)
+            env.render()
     except Exception as error:  # whatever an environment can raise
+        if renders and not isinstance(error, gymnasium.error.Error):
+            fail(f"{env_id} cannot render: {' '.join(str(error).split())}; install what MUJOCO_GL="
+                 f"{os.environ.get('MUJOCO_GL')} needs, or set MUJOCO_GL to egl (a GPU, or Mesa's libEGL) or osmesa")
         kinds = ("-play-singletask", "-noisy-singletask")
         ids = [id.replace("-singletask", kind) for kind in kinds for id in gymnasium.registry]
         near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
         fail(f"cannot make the environment {env_id}: {' '.join(str(error).split())}; near: {', '.join(near)}")
-    for space in (env.observation_space, env.action_space):
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            fail(f"{env_id}: observations and actions must be flat boxes, but one is {space}")
+    for space, ranks in (env.observation_space, (1, 3)), (env.action_space, (1,)):
+        rank = len(space.shape or ()) if isinstance(space, gymnasium.spaces.Box) else None
+        if rank not in ranks or (rank == 3 and space.dtype != np.uint8):
+            fail(f"{env_id}: observations must be a flat box or uint8 images, actions a flat box, but one is {space}")
     if not env.action_space.is_bounded():
         fail(f"{env_id}: actions must be bounded, but are {env.action_space}")
     if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
@@ -220,6 +227,10 @@ def load_dataset(args, env):
             fail(f"{path} has no {key}")
         if data[key].shape != (length, *shape) or data[key].dtype.kind not in "fiub":
             fail(f"{path}: {key} must be numbers {(length, *shape)}, but are {data[key].dtype} {data[key].shape}")
+        if len(shape) == 3:
+            if data[key].dtype != np.uint8:
+                fail(f"{path}: images must be uint8, but {key} are {data[key].dtype}")
+            continue
         data[key] = data[key].astype(np.float32, copy=False)
         needed = data[key] if key in ("terminals", "observations") else data[key][data["terminals"] == 0]
         if not np.isfinite(needed).all():
@@ -231,6 +242,7 @@ def load_dataset(args, env):
     if len(ends) == 0 or ends[-1] != length - 1:
         fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
     starts = t[t + args.horizon <= ends[np.searchsorted(ends, t)]]  # H actions and s_t+H within one trajectory
+    firsts = np.append(0, ends + 1)[np.searchsorted(ends, starts)]  # where those trajectories begin
     if len(starts) == 0:
         fail(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
     if rewards.min() == rewards.max():
@@ -240,18 +252,45 @@ def load_dataset(args, env):
                  transitions=len(rewards), trajectories=len(ends), chunks=len(starts),
                  reward_range=[float(rewards.min()), float(rewards.max())], terminal_share=float((masks == 0).mean()))
     data = {key: data[key] for key in ("observations", "actions", "rewards", "masks")}
-    return data | dict(actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5), starts=starts.astype(np.int32)), facts
+    return data | dict(actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5), starts=starts.astype(np.int32),
+                       firsts=firsts.astype(np.int32)), facts
+
+
+def stacked(shape):
+    """The shape of what a network sees of observations of a shape."""
+    return shape if len(shape) == 1 else (*shape[:2], FRAMES * shape[2])
+
+
+def observe(observations, t, first):
+    """s_t: row t, or of pixels the rows t-2, t-1, t in the channels, where row first stands for all before it."""
+    if observations.ndim == 2:
+        return observations[t]
+    frames = observations[jnp.maximum(t[:, None] + jnp.arange(1 - FRAMES, 1), first[:, None])]
+    return jnp.moveaxis(frames, 1, 3).reshape(len(t), *stacked(observations.shape[1:]))
+
+
+def shift(images, key):
+    """With probability 0.5 each image of the batch is moved, by up to 3 pixels, its edges repeated."""
+    corner = jax.random.randint(key, (len(images), 2), 0, 7)
+    corner = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1)), corner, 3)
+    padded = jnp.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
+    return jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), images.shape[1:]))(padded, corner)
 
 
 def sample_batch(args, data, key):
-    """Chunks drawn uniformly over their starts t: s_t, a_t:t+H, sum_i gamma^i r_t+i, prod_i m_t+i, s_t+H."""
-    t = data["starts"][jax.random.randint(key, (args.batch_size,), 0, len(data["starts"]))]
+    """Chunks drawn uniformly over their starts t: s_t, a_t:t+H, sum_i gamma^i r_t+i, prod_i m_t+i, s_t+H. (Published
+    Q-chunking also draws chunks that cross the end of a trajectory, and masks what lies beyond it.)"""
+    i = jax.random.randint(key, (args.batch_size,), 0, len(data["starts"]))
+    t, first = data["starts"][i], data["firsts"][i]
     rows = t[:, None] + jnp.arange(args.horizon)
-    return dict(observations=data["observations"][t],
+    s, next_s = (observe(data["observations"], t, first) for t in (t, t + args.horizon))
+    if s.ndim > 2:
+        s, next_s = (shift(x, jax.random.fold_in(key, 1)) for x in (s, next_s))  # both alike
+    return dict(observations=s,
                 actions=data["actions"][rows].reshape(args.batch_size, -1),
                 rewards=(data["rewards"][rows] * args.gamma ** jnp.arange(args.horizon)).sum(axis=1),
                 masks=data["masks"][rows].prod(axis=1),
-                next_observations=data["observations"][t + args.horizon])
+                next_observations=next_s)
 
 
 # ============================================================================================================ Networks
@@ -276,9 +315,51 @@ def mlp(layers, *inputs):
     return x @ layers[-1]["w"] + layers[-1]["b"]
 
 
+def init_encoder(key, height, width, channels):
+    """impala_small: three stacks of 16, 32 and 32 channels, each with a residual block, then 512 features."""
+    uniform, stacks = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), []
+    for n in (16, 32, 32):
+        key, *keys = jax.random.split(key, 4)
+        stacks.append([dict(w=uniform(k, (3, 3, m, n)), b=jnp.zeros(n)) for k, m in zip(keys, (channels, n, n))])
+        height, width, channels = -(-height // 2), -(-width // 2), n
+    return dict(stacks=stacks, dense=init_mlp(key, (height * width * channels, 512)))
+
+
+def init_network(key, s_shape, dims, layer_norm=False):
+    """An MLP of an observation and of dims[0] other inputs; pixels reach it through an encoder of its own."""
+    if len(s_shape) == 1:
+        return dict(mlp=init_mlp(key, (s_shape[0] + dims[0], *dims[1:]), layer_norm))
+    keys = jax.random.split(key)
+    return init_encoder(keys[0], *s_shape) | dict(mlp=init_mlp(keys[1], (512 + dims[0], *dims[1:]), layer_norm))
+
+
+def encode(network, s):
+    """What a network's MLP gets to see of s: flat observations as they are, features of pixels."""
+    if "stacks" not in network:
+        return s
+    conv = lambda x, p: p["b"] + jax.lax.conv_general_dilated(
+        x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = s.reshape(-1, *s.shape[-3:]) / 255.0
+    for first, second, third in network["stacks"]:
+        x = jax.lax.reduce_window(conv(x, first), -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        x = x + conv(jax.nn.relu(conv(jax.nn.relu(x), second)), third)
+    return jax.nn.gelu(mlp(network["dense"], jax.nn.relu(x).reshape(*s.shape[:-3], -1)))
+
+
+def apply(network, s, *inputs):
+    return mlp(network["mlp"], encode(network, s), *inputs)
+
+
+def init_critics(args, key, s_shape, d):
+    """Two critics, as published behind one encoder."""
+    first, second = (init_network(k, s_shape, (d, *args.critic_hidden_dims, 1), True) for k in jax.random.split(key))
+    return first | dict(mlp=[first["mlp"], second["mlp"]])
+
+
 def q_values(critics, s, a):
     """Q_k(s, a), the critics k along the first axis."""
-    return jnp.stack([mlp(critic, s, a)[..., 0] for critic in critics])
+    s = encode(critics, s)
+    return jnp.stack([mlp(critic, s, a)[..., 0] for critic in critics["mlp"]])
 
 
 # =========================================================================================================== Algorithm
@@ -286,25 +367,51 @@ def q_values(critics, s, a):
 
 class State(NamedTuple):
     params: dict
-    target: list  # the tau-average of the critics
+    target: dict | None  # the tau-average of the critics
     opt_state: tuple
 
 
-def sphere(x):
-    """x rescaled to norm sqrt(d), zero safely."""
-    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-12)
+def descend(args, state, losses):
+    """One Adam step of each network on its own loss; then the targets follow the critics at rate tau."""
+    grads, metrics = {}, {}
+    for name, loss in losses.items():
+        (value, more), grads[name] = jax.value_and_grad(loss, has_aux=True)(state.params[name])
+        metrics |= {f"{name}_loss": value} | {f"{name}_{key}": x for key, x in more.items()}
+    steps, opt_state = optax.adam(args.learning_rate).update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, steps)
+    target = jax.tree.map(lambda x, y: (1 - args.tau) * x + args.tau * y, state.target, params.get("critics"))
+    return State(params, target, opt_state), metrics
 
 
-def flow_matching_loss(v, s, a, x0, key):
+def td_target(args, batch, next_v):
+    """y = sum_i gamma^i r_i + gamma^H m V(s'), V(s') = agg_k Qbar_k(s', a') or a network's."""
+    return batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
+
+
+def critic_loss(critics, s, a, y):
+    q = q_values(critics, s, a)
+    return jnp.mean((q - y) ** 2), dict(q=q.mean())
+
+
+def flow_matching_loss(v, s, a, x0, key, weight=1.0):
     """x_t = (1 - t) x0 + t a; v(s, x_t, t) predicts a - x0."""
     t = jax.random.uniform(key, (len(a), 1))
-    return jnp.mean((v(s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2)
+    return jnp.mean(weight * (v(s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2), {}
 
 
 def euler(v, s, x0, steps):
     """dx/dt = v(s, x, t) from t = 0 to t = 1."""
-    step = lambda i, x: x + v(s, x, jnp.full_like(x[..., :1], i / steps)) / steps
-    return jax.lax.fori_loop(0, steps, step, x0)
+    return jax.lax.fori_loop(0, steps, lambda i, x: x + v(s, x, jnp.full_like(x[..., :1], i / steps)) / steps, x0)
+
+
+def f(policy, s, z, t, r):
+    """The MeanFlow network f(s, z, t, t-r): it predicts the action."""
+    return mlp(policy["mlp"], s, z, t, t - r)
+
+
+def one_step(f, s, e):
+    """The chunk that f makes of noise in one step, f(s, e, 1, 1), not clipped."""
+    return f(s, e, jnp.ones_like(e[..., :1]), jnp.zeros_like(e[..., :1]))
 
 
 def meanflow_loss(f, s, a, e, key):
@@ -320,101 +427,71 @@ def meanflow_loss(f, s, a, e, key):
     u = z - jnp.concatenate([f_first, f_last])
     u_star = jnp.concatenate([v[:n], v[n:] - (t - r)[n:] * (v[n:] - df_dt)])
     err = jnp.mean((u - sg(u_star)) ** 2, axis=-1)
-    return jnp.mean(err / jnp.sqrt(sg(err + 1e-3)))
+    return jnp.mean(err / jnp.sqrt(sg(err + 1e-3))), {}
 
 
-def td_target(args, batch, next_q):
-    """y = sum_i gamma^i r_i + gamma^H m agg_k Qbar_k(s', a')."""
-    q = dict(min=jnp.min, mean=jnp.mean)[args.q_agg](next_q, axis=0)
-    return batch["rewards"] + args.gamma**args.horizon * batch["masks"] * q
-
-
-def critic_loss(critics, s, a, y):
-    q = q_values(critics, s, a)
-    return jnp.mean((q - y) ** 2), dict(q=q.mean())
-
-
-def descend(args, state, losses):
-    """One Adam step of each network on its own loss; then the targets follow the critics at rate tau."""
-    grads, metrics = {}, {}
-    for name, loss in losses.items():
-        (value, more), grads[name] = jax.value_and_grad(loss, has_aux=True)(state.params[name])
-        metrics |= {f"{name}_loss": value} | more
-    steps, opt_state = optax.adam(args.learning_rate).update(grads, state.opt_state)
-    params = optax.apply_updates(state.params, steps)
-    target = jax.tree.map(lambda x, y: (1 - args.tau) * x + args.tau * y, state.target, params.get("critics"))
-    return State(params, target, opt_state), metrics
+def sphere(x):
+    """x rescaled to norm sqrt(d), zero safely."""
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def draw_latent(args, key, shape):
-    """e ~ the prior on which the base is trained."""
-    if args.latent == "truncated-normal":
-        return jax.random.truncated_normal(key, -2, 2, shape)
-    e = jax.random.normal(key, shape)
-    return sphere(e) if args.latent == "sphere" else e
+    """e ~ the prior, where the base learns to decode it."""
+    e, cut = jax.random.normal(key, shape), jax.random.truncated_normal(key, -2, 2, shape)
+    return {"sphere": sphere(e), "normal": e, "truncated-normal": cut}[args.latent]
 
 
-def choose_latent(args, latent_actor, s):
-    """z = l(s), brought to where the prior lives."""
-    x = mlp(latent_actor, s)
+def choose_latent(args, x):
+    """z = l(s), the actor's raw output x brought to where the prior lives."""
     return {"sphere": sphere(x), "normal": x, "truncated-normal": 2 * jnp.tanh(x)}[args.latent]
 
 
-def f(args, policy, s, z, t, r):
-    """f(s, z, t, t-r), the MeanFlow network's prediction of the action."""
-    out = mlp(policy, s, z, t, t - r)
-    return out if args.predict == "action" else z - out
+def base(args, policy):
+    """The base as a function: f(s, z, t, r), or v(s, x, t) with --base flow."""
+    if args.base == "flow":
+        return partial(mlp, policy["mlp"])
+    return partial(f, policy) if args.predict == "action" else lambda s, z, t, r: z - f(policy, s, z, t, r)
 
 
 def decode(args, policy, s, z):
-    """The chunk that the base makes of a latent: f(s, z, 1, 1), not yet clipped."""
-    if args.base == "flow":
-        return euler(partial(mlp, policy), s, z, args.flow_steps)
-    t, r = jnp.ones_like(z[..., :1]), jnp.zeros_like(z[..., :1])
-    return f(args, policy, s, z, t, r)
-
-
-def policy_loss(args, policy, s, a, key):
-    prior_key, time_key = jax.random.split(key)
-    e = draw_latent(args, prior_key, a.shape)
-    if args.base == "flow":
-        return flow_matching_loss(partial(mlp, policy), s, a, e, time_key), {}
-    return meanflow_loss(partial(f, args, policy), s, a, e, time_key), {}
+    """The chunk that the base makes of a latent, not clipped: that would cut the gradient."""
+    v_or_f, s = base(args, policy), encode(policy, s)
+    return euler(v_or_f, s, z, args.flow_steps) if args.base == "flow" else one_step(v_or_f, s, z)
 
 
 def actor_loss(args, latent_actor, policy, critics, s):
     """-alpha lambda mean Q(s, f(s, l(s), 1, 1)), Q the mean of both critics, lambda = sg(1 / mean |Q|)."""
-    z = choose_latent(args, latent_actor, s)
-    q = q_values(critics, s, decode(args, policy, s, z)).mean(axis=0)  # not clipped: that would cut the gradient
-    return -args.alpha * sg(1 / jnp.abs(q).mean()) * q.mean(), dict(actor_q=q.mean())
+    a = decode(args, policy, s, choose_latent(args, apply(latent_actor, s)))
+    q = q_values(critics, s, a).mean(axis=0)
+    return -args.alpha * sg(1 / jnp.abs(q).mean()) * q.mean(), dict(q=q.mean())
 
 
-def init(args, key, s_dim, a_dim):
+def init(args, key, s_shape, a_dim):
     """The state before the first update."""
-    d, key = args.horizon * a_dim, jax.random.split(key, 4)
-    times = 2 if args.base == "meanflow" else 1
-    q_dims = (s_dim + d, *args.critic_hidden_dims, 1)
-    params = dict(policy=init_mlp(key[0], (s_dim + d + times, *args.actor_hidden_dims, d)),
-                  critics=[init_mlp(k, q_dims, layer_norm=True) for k in key[1:3]],
-                  latent_actor=init_mlp(key[3], (s_dim, *args.latent_actor_hidden_dims, d)))
+    d, keys = args.horizon * a_dim, jax.random.split(key, 4)
+    params = dict(
+        policy=init_network(keys[0], s_shape, (d + 1 + (args.base == "meanflow"), *args.actor_hidden_dims, d)),
+        critics=init_critics(args, keys[1], s_shape, d),
+        latent_actor=init_network(keys[2], s_shape, (0, *args.latent_actor_hidden_dims, d)))
     return State(params, params["critics"], optax.adam(args.learning_rate).init(params))
 
 
 def update(args, state, batch, key):
     """The state after one update, and what to log of it."""
-    policy, critics, latent_actor = (state.params[name] for name in ("policy", "critics", "latent_actor"))
     s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
-    next_a = jnp.clip(decode(args, policy, next_s, choose_latent(args, latent_actor, next_s)), -1, 1)
-    y = td_target(args, batch, q_values(state.target, next_s, next_a))
+    act_key, prior_key, time_key = jax.random.split(key, 3)
+    next_q = q_values(state.target, next_s, act(args, state, next_s, act_key))
+    y = td_target(args, batch, getattr(jnp, args.q_agg)(next_q, axis=0))
+    e, base_loss = draw_latent(args, prior_key, a.shape), flow_matching_loss if args.base == "flow" else meanflow_loss
     return descend(args, state, dict(
-        policy=lambda policy: policy_loss(args, policy, s, a, key),
+        policy=lambda policy: base_loss(base(args, policy), encode(policy, s), a, e, time_key),
         critics=lambda critics: critic_loss(critics, s, a, y),
-        latent_actor=lambda latent_actor: actor_loss(args, latent_actor, policy, critics, s)))
+        latent_actor=lambda actor: actor_loss(args, actor, state.params["policy"], state.params["critics"], s)))
 
 
 def act(args, state, s, key):
-    """The chunk of actions at s, flattened. (LPS acts without noise: the key is for its neighbours.)"""
-    z = choose_latent(args, state.params["latent_actor"], s)
+    """The chunk of actions at s, flattened. The key is for methods that act with noise."""
+    z = choose_latent(args, apply(state.params["latent_actor"], s))
     return jnp.clip(decode(args, state.params["policy"], s, z), -1, 1)
 
 
@@ -431,18 +508,25 @@ class Episodes(gymnasium.Wrapper):
         super().__init__(make_env(env_id, film is not None))
         self.seeds, self.film = iter(seeds), film
         self.action_space = gymnasium.spaces.Box(-1, 1, (horizon * self.env.action_space.shape[0],))
+        shape, dtype = self.env.observation_space.shape, self.env.observation_space.dtype
+        self.observation_space = gymnasium.spaces.Box(0, 255, stacked(shape), dtype)
 
     def reset(self, **_):
         self.seed = next(self.seeds, None)  # None: this worker has played all its episodes
         if self.seed is not None:
-            self.observation, _ = self.env.reset(seed=self.seed)
+            observation, _ = self.env.reset(seed=self.seed)
+            self.seen = FRAMES * [observation]
             self.rewards, self.frames = [], [self.env.render()] if self.film else []
-        return self.observation, {}
+        return self.observe(), {}
+
+    def observe(self):
+        return np.concatenate(self.seen, axis=-1) if self.seen[0].ndim > 1 else self.seen[-1]
 
     def step(self, chunk):
         outcome = {}
         for action in chunk.reshape(-1, *self.env.action_space.shape) if self.seed is not None else ():
-            self.observation, reward, terminated, truncated, info = self.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self.seen = [*self.seen[1:], observation]
             self.rewards.append(reward)
             if self.film:
                 self.frames.append(self.env.render())
@@ -457,7 +541,7 @@ class Episodes(gymnasium.Wrapper):
                     self.film = None
                 self.reset()
                 break
-        return self.observation, 0.0, False, False, outcome
+        return self.observe(), 0.0, False, False, outcome
 
 
 def make_policy(args):
@@ -522,8 +606,9 @@ def check_args(args):
             setattr(args, name, by_domain[next((domain for domain in by_domain if domain in args.env_id), "other")])
     for name, value in asdict(args).items():
         least = 0 if name in ("seed", "log_interval", "eval_interval", "eval_episodes") else 1
+        is_share = name in ("gamma", "tau", "learning_rate", "expectile")
         if ((type(value) is int and value < least) or (type(value) is tuple and min(value, default=0) < 1)
-                or (name in ("gamma", "tau", "learning_rate") and not 0 < value <= 1)):
+                or (type(value) is float and not (0 < value <= 1 if is_share else 0 <= value < float("inf")))):
             fail(f"--{name.replace('_', '-')} {value} is out of range")
     if args.eval_only and not args.eval_episodes:
         fail("--eval-only needs --eval-episodes")
@@ -641,11 +726,12 @@ def train(args, catch=list):
 
 def run(args, catch):
     env = make_env(args.env_id, args.capture_video)
-    dims = (*env.observation_space.shape, *env.action_space.shape)
+    dims = stacked(env.observation_space.shape), *env.action_space.shape
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
     env.close()
     record = make_record(args, facts)
     print(f"{record['algorithm']} on {args.env_id}, {args.num_seeds} seed(s) from {args.seed}, {record['device']}")
+    facts |= {name: getattr(args, name) for name in DOMAIN_DEFAULTS}
     print("\n".join(f"  {name.replace('_', ' ')}: {value}" for name, value in facts.items()))
 
     # The seeds are spread over the devices; each device holds the dataset.

@@ -35,7 +35,6 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-EPISODE_ROWS = 1001  # 1000 transitions and the final state, as published
 SCENES = ["cube-single", "cube-double", "cube-triple", "cube-quadruple", "cube-octuple", "scene",
           "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]
 NAMES = [f"{ob}{scene}-{kind}-v0" for ob in ("", "visual-") for scene in SCENES for kind in ("play", "noisy")
@@ -48,7 +47,9 @@ class Args:
     dataset: Annotated[str, tyro.conf.Positional]
     """dataset name, e.g. cube-single-play-v0, scene-noisy-v0, visual-puzzle-3x3-play-v0"""
     num_episodes: int = 1000
-    """training episodes of 1000 transitions each; a tenth as many go to the -val file"""
+    """training episodes; a tenth as many go to the -val file"""
+    episode_length: int = 1000
+    """transitions of an episode (OGBench: 1000), which has one row more: its final state"""
     seed: int = 0
     """seed of the whole dataset"""
     dataset_dir: Path = Path("~/.ogbench/data")
@@ -124,12 +125,12 @@ def play_episode(env, experts, noisy, dataset, seed):
 WORKER = {}  # what a worker process keeps between episodes
 
 
-def start_worker(dataset):
+def start_worker(dataset, episode_length):
     import ogbench  # noqa: F401  registers the environments
 
     env_id = dataset.replace("-play-", "-").replace("-noisy-", "-")
     env = gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, mode="data_collection",
-                         max_episode_steps=EPISODE_ROWS)
+                         max_episode_steps=episode_length + 1)
     experts, noisy = make_experts(env, dataset)
     WORKER.update(env=env, experts=experts, noisy=noisy)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -171,7 +172,7 @@ def collect(args):
     if args.dataset not in NAMES:
         near = difflib.get_close_matches(args.dataset, NAMES, n=3, cutoff=0)
         raise SystemExit(f"error: no dataset {args.dataset!r} can be collected; near: {', '.join(near)}")
-    for name in ("num_episodes", "num_workers"):
+    for name in ("num_episodes", "episode_length", "num_workers"):
         if getattr(args, name) < 1:
             raise SystemExit(f"error: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.seed < 0:
@@ -186,11 +187,13 @@ def collect(args):
     except OSError as error:
         raise SystemExit(f"error: cannot write to {directory}: {error.strerror}") from None
 
-    counts = [args.num_episodes, max(1, args.num_episodes // 10)]
+    counts, length = [args.num_episodes, max(1, args.num_episodes // 10)], args.episode_length + 1  # rows
     comment = dict(collected_by="benchmark/collect.py", dataset=args.dataset, seed=args.seed,
-                   num_episodes=args.num_episodes, **{name: version(name) for name in ("ogbench", "mujoco")})
+                   num_episodes=args.num_episodes, episode_length=args.episode_length,
+                   **{name: version(name) for name in ("ogbench", "mujoco")})
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(args.num_workers, context, start_worker, (args.dataset,))
+    executor = ProcessPoolExecutor(args.num_workers, context, start_worker,
+                                   (args.dataset, args.episode_length))
     try:
         with written_whole(paths[1]) as val, written_whole(paths[0]) as train:
             episodes = executor.map(partial(collect_episode, args.dataset, args.seed), range(sum(counts)))
@@ -199,10 +202,10 @@ def collect(args):
                     data = None
                     for i in range(count):  # straight into its place: the data exist once
                         rows = next(episodes)
-                        data = data or {key: np.empty((count * EPISODE_ROWS, *x.shape[1:]), x.dtype)
+                        data = data or {key: np.empty((count * length, *x.shape[1:]), x.dtype)
                                         for key, x in rows.items()}
                         for key, x in rows.items():
-                            data[key][i * EPISODE_ROWS : (i + 1) * EPISODE_ROWS] = x
+                            data[key][i * length : (i + 1) * length] = x
                         bar.update()
                     save(path, data, comment)
     except BrokenProcessPool:

@@ -92,10 +92,9 @@ def test_a_stopped_collection_leaves_no_dataset(tmp_path, number):
 
 
 @pytest.mark.parametrize("dataset", [name for name in collect.NAMES if not name.startswith("visual-")])
-def test_every_state_dataset(monkeypatch, dataset):
-    """Twenty steps of each: the expert acts, the rows fit the environment."""
-    monkeypatch.setattr(collect, "EPISODE_ROWS", 20)
-    collect.start_worker(dataset)
+def test_every_state_dataset(dataset):
+    """Twenty rows of each: the expert acts, the rows fit the environment."""
+    collect.start_worker(dataset, episode_length=19)
     rows = collect.collect_episode(dataset, 0, 0)
     assert len(rows["observations"]) == len(rows["terminals"]) == 20 and rows["terminals"].sum() == 1
     assert rows["observations"].shape[1:] == collect.WORKER["env"].observation_space.shape
@@ -108,8 +107,7 @@ def test_visual_datasets_hold_the_environments_own_frames(tmp_path, dataset):
     code = f"""
 import numpy as np
 from benchmark import collect
-collect.EPISODE_ROWS = 3
-collect.start_worker({dataset!r})
+collect.start_worker({dataset!r}, episode_length=2)
 rows = collect.collect_episode({dataset!r}, 0, 0)
 assert rows["observations"].shape == (3, 64, 64, 3) and rows["observations"].dtype == np.uint8
 frame, _ = collect.WORKER["env"].reset(seed=int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0]))

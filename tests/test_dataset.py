@@ -238,8 +238,7 @@ def test_failed_download_leaves_nothing_and_names_both_ways_out(tmp_path, server
     ("cube-single-play-singletask-task7-v0", "cube-single-play-singletask-task"),
     ("puzzle-4x7-play-singletask-task2-v0", "puzzle-4x6-play-singletask-task2-v0"),
     ("no_such_module:Thing-v0", "near: "),
-    ("visual-scene-play-singletask-v0", "not supported yet"),
-    ("toy_envs:Discrete-v0", "flat boxes"),
+    ("toy_envs:Discrete-v0", "must be a flat box"),
     ("toy_envs:Unbounded-v0", "must be bounded")])
 def test_unknown_or_unfit_environments(env_id, expected):
     with pytest.raises(SystemExit) as error:

@@ -19,8 +19,9 @@ def double(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-def np_mlp(layers, *inputs):
+def np_mlp(network, *inputs):
     """The network again, by its definition."""
+    layers = network["mlp"] if isinstance(network, dict) else network
     x = np.concatenate(inputs, axis=-1)
     for layer in layers[:-1]:
         x = x @ layer["w"] + layer["b"]
@@ -68,7 +69,7 @@ def batch():
 @pytest.fixture
 def state():
     """A state whose biases, scales and targets are not at their initial values."""
-    state = lps.init(ARGS, jax.random.key(0), S, A)
+    state = lps.init(ARGS, jax.random.key(0), (S,), A)
     leaves, structure = jax.tree.flatten((state.params, state.target))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params, target = structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
@@ -103,7 +104,7 @@ def test_meanflow_loss_and_gradient(state, batch, predict, n):
     s, a = batch["observations"][:n], batch["actions"][:n]
     key = jax.random.key(7)
     e = jax.random.normal(jax.random.key(8), a.shape)
-    loss, grad = jax.value_and_grad(lambda p: lps.meanflow_loss(partial(lps.f, args, p), s, a, e, key))(
+    loss, grad = jax.value_and_grad(lambda p: lps.meanflow_loss(lps.base(args, p), s, a, e, key)[0])(
         state.params["policy"])
 
     t, r = times(key, n)
@@ -126,20 +127,23 @@ def test_meanflow_loss_of_the_true_flow_is_zero():
     e = jax.random.normal(jax.random.key(1), a.shape)
     true = lambda s, z, t, r: z - (z - jnp.tanh(s)) / t
     wrong = lambda s, z, t, r: z - (z - jnp.tanh(s))
-    assert lps.meanflow_loss(true, s, a, e, jax.random.key(2)) < 1e-6
-    assert lps.meanflow_loss(wrong, s, a, e, jax.random.key(2)) > 0.1
+    assert lps.meanflow_loss(true, s, a, e, jax.random.key(2))[0] < 1e-6
+    assert lps.meanflow_loss(wrong, s, a, e, jax.random.key(2))[0] > 0.1
 
 
-def test_flow_matching_loss(state, batch):
-    """With --base flow the policy's time input is one number."""
+@pytest.mark.parametrize("weighted", [False, True])
+def test_flow_matching_loss(batch, weighted):
     policy = lps.init_mlp(jax.random.key(3), (S + D + 1, 8, D))
     s, a = batch["observations"], batch["actions"]
     x0 = jax.random.normal(jax.random.key(4), a.shape)
     key = jax.random.key(5)
-    loss, grad = jax.value_and_grad(lambda p: lps.flow_matching_loss(partial(lps.mlp, p), s, a, x0, key))(policy)
+    weight = (np.arange(B)[:, None] % 3).astype(np.float32) if weighted else np.ones((B, 1), np.float32)
+    more = (weight,) if weighted else ()
+    loss, grad = jax.value_and_grad(
+        lambda p: lps.flow_matching_loss(partial(lps.mlp, p), s, a, x0, key, *more)[0])(policy)
     t = np.asarray(jax.random.uniform(key, (B, 1)), np.float64)
     s, a, x0, policy = double((s, a, x0, policy))
-    expected = lambda p: ((np_mlp(p, s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2).mean()
+    expected = lambda p: (weight * (np_mlp(p, s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2).mean()
     np.testing.assert_allclose(loss, expected(policy), rtol=1e-5)
     assert_gradient(grad, expected, policy)
 
@@ -157,7 +161,7 @@ def np_actor_loss(args, latent_actor, policy, critics, s, scale=None):
     z = np_sphere(np_mlp(latent_actor, s))
     one = np.ones((len(s), 1))
     a = np_mlp(policy, s, z, one, one)
-    q = np.mean([np_mlp(critic, s, a)[:, 0] for critic in critics], axis=0)
+    q = np.mean([np_mlp(critic, s, a)[:, 0] for critic in critics["mlp"]], axis=0)
     scale = 1 / np.abs(q).mean() if scale is None else scale
     return -args.alpha * scale * q.mean(), scale
 
@@ -175,45 +179,46 @@ def test_actor_gradient_passes_through_critics_and_policy(state, batch):
 
 @pytest.mark.parametrize("agg", ["min", "mean"])
 def test_td_target_by_hand(agg):
-    args = lps.Args(gamma=0.5, horizon=3, q_agg=agg)
     next_q = jnp.array([[8.0, 8.0, -16.0], [16.0, 24.0, 16.0]])
+    next_v = dict(min=next_q.min(0), mean=next_q.mean(0))[agg]
     batch = dict(rewards=jnp.array([1.0, -1.0, 0.0]), masks=jnp.array([1.0, 0.0, 1.0]))
     # gamma^3 = 1/8; the second chunk ended, so its future counts for nothing
     expected = dict(min=[1 + 8 / 8, -1, -16 / 8], mean=[1 + 12 / 8, -1, 0])[agg]
-    np.testing.assert_allclose(lps.td_target(args, batch, next_q), expected)
+    np.testing.assert_allclose(lps.td_target(lps.Args(gamma=0.5, horizon=3), batch, next_v), expected)
 
 
-def test_update_regresses_the_critics_on_the_target_of_the_actors_own_action(state, batch):
-    _, metrics = lps.update(ARGS, state, batch, jax.random.key(0))
+@pytest.mark.parametrize("agg", ["min", "mean"])
+def test_update_regresses_the_critics_on_the_target_of_the_actors_own_action(state, batch, agg):
+    _, metrics = lps.update(lps.replace(ARGS, q_agg=agg), state, batch, jax.random.key(0))
     p, target, b = double((state.params, state.target, batch))
     s = b["next_observations"]
     z = np_sphere(np_mlp(p["latent_actor"], s))
     a = np.clip(np_mlp(p["policy"], s, z, np.ones((B, 1)), np.ones((B, 1))), -1, 1)
     assert (np.abs(a) == 1).any() and (np.abs(a) < 1).any()  # the clip matters
-    next_q = np.min([np_mlp(critic, s, a)[:, 0] for critic in target], axis=0)
+    next_q = getattr(np, agg)([np_mlp(critic, s, a)[:, 0] for critic in target["mlp"]], axis=0)
     y = b["rewards"] + ARGS.gamma**2 * b["masks"] * next_q
-    q = np.array([np_mlp(critic, b["observations"], b["actions"])[:, 0] for critic in p["critics"]])
+    q = np.array([np_mlp(critic, b["observations"], b["actions"])[:, 0] for critic in p["critics"]["mlp"]])
     np.testing.assert_allclose(metrics["critics_loss"], ((q - y) ** 2).mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["q"], q.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["critics_q"], q.mean(), rtol=1e-4)
 
 
 def test_critic_gradient_leaves_the_target_alone(state, batch):
     s, a, y = batch["observations"], batch["actions"], batch["rewards"]
     grad = jax.grad(lambda c: lps.critic_loss(c, s, a, y)[0])(state.params["critics"])
     critics, s, a, y = double((state.params["critics"], s, a, y))
-    loss = lambda critics: np.mean([(np_mlp(critic, s, a)[:, 0] - y) ** 2 for critic in critics])
+    loss = lambda critics: np.mean([(np_mlp(critic, s, a)[:, 0] - y) ** 2 for critic in critics["mlp"]])
     assert_gradient(grad, loss, critics)
 
 
-@pytest.mark.parametrize("alone", ["policy_loss", "critic_loss", "actor_loss"])
+@pytest.mark.parametrize("alone", ["meanflow_loss", "critic_loss", "actor_loss"])
 def test_each_loss_moves_its_own_network_only(state, batch, monkeypatch, alone):
     """With the other two losses set to zero, the networks that are not its own stay where they are, to the bit."""
-    for name in {"policy_loss", "critic_loss", "actor_loss"} - {alone}:
+    for name in {"meanflow_loss", "critic_loss", "actor_loss"} - {alone}:
         monkeypatch.setattr(lps, name, lambda *_: (jnp.zeros(()), {}))
     new, _ = lps.update(ARGS, state, batch, jax.random.key(0))
     moved = {name: not all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[name], new.params[name])))
              for name in state.params}
-    own = dict(policy_loss="policy", critic_loss="critics", actor_loss="latent_actor")[alone]
+    own = dict(meanflow_loss="policy", critic_loss="critics", actor_loss="latent_actor")[alone]
     assert moved == {name: name == own for name in state.params}
 
 
@@ -228,7 +233,7 @@ def test_latents_live_where_their_prior_does(state, latent):
     args = lps.replace(ARGS, latent=latent)
     s = jax.random.normal(jax.random.key(0), (5000, S))
     drawn = np.asarray(lps.draw_latent(args, jax.random.key(1), (5000, D)))
-    chosen = np.asarray(lps.choose_latent(args, state.params["latent_actor"], 10 * s))
+    chosen = np.asarray(lps.choose_latent(args, lps.apply(state.params["latent_actor"], 10 * s)))
     if latent == "sphere":
         np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), np.sqrt(D), rtol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(chosen, axis=1), np.sqrt(D), rtol=1e-5)
@@ -255,7 +260,7 @@ def test_acting_is_the_clipped_one_step_decoder_at_the_actors_latent(state):
 @pytest.mark.parametrize("flow_steps", [1, 10])
 def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
     args = lps.replace(ARGS, base="flow", flow_steps=flow_steps)
-    state = lps.init(args, jax.random.key(0), S, A)
+    state = lps.init(args, jax.random.key(0), (S,), A)
     p = state.params
     grad = jax.grad(lambda x: lps.actor_loss(args, x, p["policy"], p["critics"], batch["observations"])[0])(
         p["latent_actor"])
@@ -265,7 +270,7 @@ def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
         x = np_sphere(np_mlp(actor, s))
         for i in range(flow_steps):
             x = x + np_mlp(policy, s, x, np.full((B, 1), i / flow_steps)) / flow_steps
-        q = np.mean([np_mlp(critic, s, x)[:, 0] for critic in critics], axis=0)
+        q = np.mean([np_mlp(critic, s, x)[:, 0] for critic in critics["mlp"]], axis=0)
         return -q.mean() / (np.abs(q).mean() if scale is None else scale), np.abs(q).mean()
 
     scale = loss(actor)[1]
@@ -274,11 +279,12 @@ def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
 
 def test_initial_weights():
     """Fan-average uniform weights, zero biases, LayerNorm in the critics only, two different critics."""
-    params = lps.init(lps.Args(), jax.random.key(0), 28, 5).params
-    w = params["policy"][1]["w"]
+    params = lps.init(lps.Args(), jax.random.key(0), (28,), 5).params
+    policy, critics = params["policy"]["mlp"], params["critics"]["mlp"]
+    w = policy[1]["w"]
     assert w.shape == (512, 512) and np.abs(w).max() <= np.sqrt(3 / 512)
     np.testing.assert_allclose(np.std(w), np.sqrt(1 / 512), rtol=0.01)
-    assert [x["w"].shape for x in params["policy"]][::4] == [(28 + 25 + 2, 512), (512, 25)]
-    assert all((layer["b"] == 0).all() for layer in params["policy"])
-    assert "scale" not in params["policy"][0] and "scale" in params["critics"][0][3]
-    assert not np.array_equal(params["critics"][0][0]["w"], params["critics"][1][0]["w"])
+    assert [x["w"].shape for x in policy][::4] == [(28 + 25 + 2, 512), (512, 25)]
+    assert all((layer["b"] == 0).all() for layer in policy)
+    assert "scale" not in policy[0] and "scale" in critics[0][3]
+    assert not np.array_equal(critics[0][0]["w"], critics[1][0]["w"])

@@ -32,6 +32,17 @@ def bandit_data(n, seed=0):
     return {key: x.reshape(2 * n, *x.shape[2:]) for key, x in rows.items()}
 
 
+MODES, SHARES = RADIUS * np.eye(DIM)[:3], (0.6, 0.3, 0.1)
+
+
+def modes_data(n, seed=0):
+    """One-step episodes whose actions lie at one of three points, so often."""
+    rng = np.random.default_rng(seed)
+    data = bandit_data(n, seed)
+    data["actions"][::2] = MODES[rng.choice(3, n, p=SHARES)] + 0.02 * rng.normal(size=(n, DIM))
+    return data
+
+
 class Bandit(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (DIM,))
     action_space = gymnasium.spaces.Box(-1, 1, (DIM,))
