@@ -16,6 +16,7 @@ import difflib
 import fcntl
 import hashlib
 import json
+import mmap
 import multiprocessing
 import os
 import re
@@ -25,7 +26,8 @@ import sys
 import time
 import urllib.request
 import warnings
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -54,7 +56,9 @@ class Args:
     dataset_dir: Path = Path("~/.ogbench/data")
     """where OGBench datasets lie; a missing one is downloaded to it"""
     dataset_path: Path | None = None
-    """one .npz of your own"""
+    """one .npz of your own, or a folder of them"""
+    dataset_on_host: bool = False
+    """unpack the observations into a file beside the dataset and map that into memory, for data larger than memory"""
     sparse: bool | None = None
     """True: OGBench's rewards are -1 until the task is solved, then 0 (default: for scene and puzzle-3x3)"""
     seed: int = 0
@@ -119,6 +123,7 @@ DOMAIN_DEFAULTS = dict(
 
 OGBENCH_ID = re.compile(r"((?:visual-)?(?:cube-\w+|scene|puzzle-\dx\d))-(play|noisy)-singletask((?:-task\d)?)-v0")
 OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+ARRAYS = ("observations", "actions", "rewards", "terminals", "masks", "qpos", "button_states")  # what is read of a file
 FRAMES = 3  # that make one observation of pixels
 
 
@@ -198,18 +203,50 @@ def find_dataset(args):
     return path
 
 
-def load_dataset(args, env):
-    """The arrays observations, actions, rewards, masks and starts, and the facts to print and keep. The file is in
-    OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
-    path = find_dataset(args)
+def free_memory():
+    """Bytes that are free, on the host and, if that is another, on the device."""
+    free = [1024 * int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])]
+    group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":")[2].lstrip("/"))
+    for folder in (group, *group.parents):  # a container's limit, or a cluster's
+        try:
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+            free.append(limit - used + int(cached[1]))
+        except (OSError, ValueError):  # none
+            pass
+    if stats := jax.local_devices()[0].memory_stats():
+        free.append(stats["bytes_limit"] - stats["bytes_in_use"])
+    return min(free)
+
+
+@contextmanager
+def open_npz(path):
+    """An .npz file; nothing in it is ever unpickled."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            checksums, mark = [(item.filename, item.CRC) for item in file.zip.infolist()], file.zip.comment.decode()
-            wanted = ("observations", "actions", "rewards", "terminals", "masks", "qpos", "button_states")
-            data = {key: file[key] for key in wanted if key in file}
+            yield file
     except Exception as error:  # whatever a damaged file can raise
         fail(f"cannot read the dataset {path}: {error or type(error).__name__}")
-    rule, length = "as in the file", len(np.atleast_1d(data.get("observations", 0)))
+
+
+def header(source):
+    """The shape and dtype that an .npy begins with."""
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, fortran_order, dtype = read[np.lib.format.read_magic(source)[0]](source)
+    if fortran_order and len(shape) > 1:
+        raise ValueError("its observations must be stored in C order")
+    return shape, dtype
+
+
+def load_part(args, env, path):
+    """What one file holds, checked; of the observations only their shape and dtype."""
+    with open_npz(path) as file:
+        data = {key: file[key] for key in ARRAYS[1:] if key in file}
+        if "observations" in file:
+            with file.zip.open("observations.npy") as source:
+                shape, dtype = header(source)
+            data["observations"] = np.broadcast_to(np.empty((), dtype), shape)
+    length = len(np.atleast_1d(data.get("observations", 0)))
     if "rewards" not in data and "qpos" in data and OGBENCH_ID.fullmatch(args.env_id):
         from ogbench.relabel_utils import relabel_dataset
 
@@ -217,7 +254,8 @@ def load_dataset(args, env):
             relabel_dataset(env.spec.id, env, data)
         except (LookupError, ValueError) as error:
             fail(f"{path} is not a dataset of {args.env_id}: {error!r}")
-        rule = f"OGBench 1.2 (r_t speaks of s_t), -1 {'until solved (sparse)' if args.sparse else 'per unsolved part'}"
+        until = "until solved (sparse)" if args.sparse else "per unsolved part"
+        data["rule"] = f"OGBench 1.2 (r_t speaks of s_t), -1 {until}"
         if args.sparse:
             data["rewards"] = (data["masks"] == 0) - 1.0
     data.setdefault("masks", np.ones(length))
@@ -227,33 +265,82 @@ def load_dataset(args, env):
             fail(f"{path} has no {key}")
         if data[key].shape != (length, *shape) or data[key].dtype.kind not in "fiub":
             fail(f"{path}: {key} must be numbers {(length, *shape)}, but are {data[key].dtype} {data[key].shape}")
-        if len(shape) == 3:
-            if data[key].dtype != np.uint8:
-                fail(f"{path}: images must be uint8, but {key} are {data[key].dtype}")
+        if key == "observations":
+            if len(shape) == 3 and dtype != np.uint8:
+                fail(f"{path}: images must be uint8, but {key} are {dtype}")
             continue
         data[key] = data[key].astype(np.float32, copy=False)
-        needed = data[key] if key in ("terminals", "observations") else data[key][data["terminals"] == 0]
-        if not np.isfinite(needed).all():
+        if not np.isfinite(data[key] if key == "terminals" else data[key][data["terminals"] == 0]).all():
             fail(f"{path}: {key} hold NaN or infinity")
-    actions, rewards, masks = (data[key][data["terminals"] == 0] for key in ("actions", "rewards", "masks"))
+    if length == 0 or data["terminals"][-1] == 0:
+        fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
+    return data
+
+
+def load_observations(args, path, files, fingerprint, like):
+    """The observations of all files as one array like the one given, never twice in memory."""
+    size, unpacked = like.size * like.itemsize, path.with_name(f"{path.name}.{fingerprint}.observations")
+    if not (args.dataset_on_host and unpacked.exists()):
+        # Memory of its own pages is aligned so that JAX on a CPU takes it as it is.
+        sink = replacing(unpacked, os.getpid()) if args.dataset_on_host else nullcontext(mmap.mmap(-1, size))
+        with tqdm(total=size, desc="observations", unit="B", unit_scale=True, delay=3) as bar, sink as memory:
+            for name in files:
+                with open_npz(name) as file, file.zip.open("observations.npy") as source:
+                    if header(source)[1] != like.dtype:
+                        raise ValueError(f"its observations are not {like.dtype}, as in the other files")
+                    while piece := source.read(2**24):
+                        bar.update(memory.write(piece))
+            if bar.n != size:
+                fail(f"{path}: observations are {bar.n} bytes, not {size}")
+    if args.dataset_on_host:
+        return np.memmap(unpacked, like.dtype, "r", shape=like.shape)
+    observations = np.frombuffer(memory, like.dtype).reshape(like.shape)
+    return observations if like.dtype == np.uint8 else observations.astype(np.float32, copy=False)
+
+
+def load_dataset(args, env):
+    """The arrays observations, actions, rewards, masks and starts, and the facts to print and keep. A file is in
+    OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
+    path = find_dataset(args)
+    files = sorted(x for x in path.glob("*.npz") if not x.stem.endswith("-val")) if path.is_dir() else [path]
+    checksums, mark, size = [], "", 0
+    for name in files:
+        with open_npz(name) as file:
+            checksums += [(item.filename, item.CRC) for item in file.zip.infolist()]
+            sizes = {item.filename: item.file_size for item in file.zip.infolist()}
+            size += sum(sizes.get(f"{key}.npy", 0) for key in ARRAYS[args.dataset_on_host :])
+            mark = file.zip.comment.decode()
+    fingerprint = hashlib.sha256(repr(checksums).encode()).hexdigest()[:16]
+    if size + 2**30 > (free := free_memory()):
+        fail(f"{path} takes {size / 1e9:.1f} GB and training about 1, but {free / 1e9:.1f} are free"
+             + "; --dataset-on-host leaves its observations on the disk" * (not args.dataset_on_host))
+    parts = [load_part(args, env, name) for name in files]
+    if not parts:
+        fail(f"{path} holds no .npz")
+    data = {key: np.concatenate([part[key] for part in parts]) for key in ("actions", "rewards", "masks", "terminals")}
+    inner = data["terminals"] == 0
+    actions, rewards, masks = (data[key][inner] for key in ("actions", "rewards", "masks"))
     if np.abs(actions).max(initial=0) > 1 + 1e-5:
         fail(f"{path}: actions must lie in [-1, 1], but reach {np.abs(actions).max():.3g}")
-    ends, t = np.flatnonzero(data.pop("terminals")), np.arange(length)
-    if len(ends) == 0 or ends[-1] != length - 1:
-        fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
+    ends, t = np.flatnonzero(~inner), np.arange(len(inner))
     starts = t[t + args.horizon <= ends[np.searchsorted(ends, t)]]  # H actions and s_t+H within one trajectory
     firsts = np.append(0, ends + 1)[np.searchsorted(ends, starts)]  # where those trajectories begin
     if len(starts) == 0:
         fail(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
     if rewards.min() == rewards.max():
         print(f"warning: every reward is {rewards.min()}, there is nothing to improve", file=sys.stderr)
-    facts = dict(path=str(path), bytes=path.stat().st_size, mark=mark, rewards=rule,
-                 fingerprint=hashlib.sha256(repr(checksums).encode()).hexdigest()[:16],
+    like = np.broadcast_to(parts[0]["observations"][:1], (len(t), *env.observation_space.shape))
+    observations = load_observations(args, path, files, fingerprint, like)
+    for i in range(0, len(t), 2**20):
+        if observations.dtype.kind == "f" and not np.isfinite(observations[i : i + 2**20]).all():
+            fail(f"{path}: observations hold NaN or infinity")
+    facts = dict(path=str(path), bytes=sum(name.stat().st_size for name in files), mark=mark,
+                 rewards=parts[0].get("rule", "as in the file"), fingerprint=fingerprint,
                  transitions=len(rewards), trajectories=len(ends), chunks=len(starts),
                  reward_range=[float(rewards.min()), float(rewards.max())], terminal_share=float((masks == 0).mean()))
-    data = {key: data[key] for key in ("observations", "actions", "rewards", "masks")}
-    return data | dict(actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5), starts=starts.astype(np.int32),
-                       firsts=firsts.astype(np.int32)), facts
+    return dict(observations=observations, rewards=data["rewards"], masks=data["masks"],
+                actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5), starts=starts.astype(np.int32),
+                firsts=firsts.astype(np.int32)), facts
 
 
 def stacked(shape):
@@ -277,10 +364,25 @@ def shift(images, key):
     return jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), images.shape[1:]))(padded, corner)
 
 
-def sample_batch(args, data, key):
-    """Chunks drawn uniformly over their starts t: s_t, a_t:t+H, sum_i gamma^i r_t+i, prod_i m_t+i, s_t+H. (Published
-    Q-chunking also draws chunks that cross the end of a trajectory, and masks what lies beyond it.)"""
-    i = jax.random.randint(key, (args.batch_size,), 0, len(data["starts"]))
+def draw_chunks(args, chunks, key):
+    """The numbers of the chunks in a batch."""
+    return jax.random.randint(key, (args.batch_size,), 0, chunks)
+
+
+def windows(args, data, i):
+    """The rows that the chunks i need, in NumPy, as a small dataset for each batch in i: its chunks are 0, 1, 2, ..."""
+    t, first = data["starts"][i][..., None], data["firsts"][i][..., None]
+    rows = np.maximum(t + np.arange(1 - FRAMES, args.horizon + 1), first)
+    small = {key: data[key][rows.reshape(*i.shape[:-1], -1)] for key in ("observations", "actions", "rewards", "masks")}
+    if small["observations"].dtype != np.uint8:
+        small["observations"] = small["observations"].astype(np.float32)
+    firsts = np.broadcast_to(np.arange(i.shape[-1], dtype=np.int32) * rows.shape[-1], i.shape)
+    return small | dict(starts=firsts + np.int32(FRAMES - 1), firsts=firsts)
+
+
+def sample_batch(args, data, i, key):
+    """The chunks i, starting at t: s_t, a_t:t+H, sum_i gamma^i r_t+i, prod_i m_t+i, s_t+H. (Published Q-chunking also
+    draws chunks that cross the end of a trajectory, and masks what lies beyond it.)"""
     t, first = data["starts"][i], data["firsts"][i]
     rows = t[:, None] + jnp.arange(args.horizon)
     s, next_s = (observe(data["observations"], t, first) for t in (t, t + args.horizon))
@@ -654,8 +756,9 @@ def make_record(args, facts):
     record = json.loads(json.dumps(record, default=str))
     if args.resume or args.eval_only:
         old, may_differ = read_record(args.run_dir), {
-            "total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path", "run_dir",
-            "resume", "eval_only", "capture_video", "track", "device", "dataset", "versions"}
+            "total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path",
+            "dataset_on_host", "run_dir", "resume", "eval_only", "capture_video", "track", "device", "dataset",
+            "versions"}
         differ = [f"{key} was {old.get(key)} and is {value}" for key, value in record.items()
                   if key not in may_differ and value != old.get(key)]
         if facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
@@ -697,20 +800,30 @@ def write_rows(path, rows):
         file.write("\n".join([header, *lines, ""]).encode())
 
 
-def make_updates(args):
-    """n updates of all seeds in one compiled call: (n, state, keys, data, step) -> state, metrics [seed, update]."""
+def make_updates(args, chunks):
+    """n updates of all seeds in one compiled call: (n, state, keys, data, step) -> state, metrics [seed, update]. With
+    --dataset-on-host the data are the windows [seed, update] that are drawn then; the second function says which."""
 
-    def one_update(data, key, state, i):
-        batch_key, update_key = jax.random.split(jax.random.fold_in(key, i))
-        return update(args, state, sample_batch(args, data, batch_key), update_key)
+    def draw(key, step):
+        batch_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+        return draw_chunks(args, chunks, batch_key), batch_key, update_key
+
+    def one_update(data, key, state, x):
+        i, batch_key, update_key = draw(key, x[0])
+        if args.dataset_on_host:
+            data, i = x[1], jnp.arange(args.batch_size)
+        return update(args, state, sample_batch(args, data, i, batch_key), update_key)
 
     def updates(n, state, keys, data, step):
-        one_seed = lambda state, key: jax.lax.scan(partial(one_update, data, key), state, step + jnp.arange(n))
+        data, windows = (None, data) if args.dataset_on_host else (data, None)
+        one_seed = lambda *x: jax.lax.scan(partial(one_update, data, x[1]), x[0], (step + jnp.arange(n), x[2]))
+        x = state, keys, windows
         if args.num_seeds > 1:
-            return jax.vmap(one_seed)(state, keys)
-        return jax.tree.map(lambda x: x[None], one_seed(*jax.tree.map(lambda x: x[0], (state, keys))))  # faster so
+            return jax.vmap(one_seed)(*x)
+        return jax.tree.map(lambda x: x[None], one_seed(*jax.tree.map(lambda x: x[0], x)))  # faster so
 
-    return jax.jit(updates, static_argnums=0, donate_argnums=1)
+    draws = jax.jit(jax.vmap(jax.vmap(lambda *x: draw(*x)[0], (None, 0)), (0, None)))
+    return jax.jit(updates, static_argnums=0, donate_argnums=1), draws
 
 
 def train(args, catch=list):
@@ -742,7 +855,7 @@ def run(args, catch):
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
     init_keys, train_keys, eval_keys = (jax.device_put(keys[:, i], by_seed) for i in range(3))
     start = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)
-    policy, updates = make_policy(args), make_updates(args)
+    policy, (updates, draws) = make_policy(args), make_updates(args, facts.get("chunks"))
     checkpoint = args.run_dir / "checkpoint.npz"
     if args.eval_only or (args.resume and checkpoint.exists()):
         state, since_log = load_checkpoint(checkpoint, jax.eval_shape(start, init_keys))
@@ -767,8 +880,22 @@ def run(args, catch):
             fail(f"--track: Weights & Biases did not start: {error!r}")
     with replacing(args.run_dir / "args.json") as file:
         file.write(json.dumps(record, indent=2).encode())
-    data = jax.device_put(data, everywhere)
+    intervals = [interval for interval in (args.total_steps, args.log_interval, args.eval_interval) if interval]
     updates_per_call = 1000 if jax.default_backend() != "cpu" else max(1, 50 // args.num_seeds)  # a second or two
+    if len(dims[0]) > 1:
+        updates_per_call = max(1, updates_per_call // 50)
+    updates_after = lambda step: min(updates_per_call, *(interval - step % interval for interval in intervals))
+    reader = ThreadPoolExecutor(1)
+
+    def read_ahead(step):
+        """Begins to read what the call after a step draws."""
+        i = draws(train_keys, step + np.arange(updates_after(step)))
+        return reader.submit(lambda: jax.device_put(windows(args, data, np.asarray(i)), by_seed))
+
+    if args.dataset_on_host:
+        ahead = read_ahead(step)
+    else:
+        drawn = data = jax.device_put(data, everywhere)
     due = lambda interval: step == args.total_steps or step and interval and step % interval == 0
 
     def report(name, rows):
@@ -786,9 +913,10 @@ def run(args, catch):
                 bar.set_postfix({k: f"{np.mean([row[k] for row in rows]):.2f}" for k in ("success", "return")})
             if step == args.total_steps:
                 return
-            began, intervals = time.perf_counter(), (args.total_steps, args.log_interval, args.eval_interval)
-            n = min(updates_per_call, *(interval - step % interval for interval in intervals if interval))
-            state, metrics = updates(n, state, train_keys, data, step)
+            began, n = time.perf_counter(), updates_after(step)
+            if args.dataset_on_host:
+                drawn, ahead = ahead.result(), read_ahead(step + n)
+            state, metrics = updates(n, state, train_keys, drawn, step)
             for name, values in jax.device_get(metrics).items():
                 for k, i in np.argwhere(~np.isfinite(values)):
                     fail(f"{name} of seed {seeds[k]} is {values[k, i]} in update {step + i + 1}; "
@@ -828,7 +956,16 @@ def catch_signals():
     return caught
 
 
+def keep_compiled():
+    """What is compiled is kept for later runs, apart for each kind of CPU, unless the user has chosen a place."""
+    if not jax.config.jax_compilation_cache_dir:
+        kind = re.search(r"(flags|Features).*", Path("/proc/cpuinfo").read_text())[0].encode()
+        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jax", hashlib.sha256(kind).hexdigest()[:8])
+        jax.config.update("jax_compilation_cache_dir", str(place.expanduser()))
+
+
 def main():
+    keep_compiled()
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     if args.run_dir and (args.resume or args.eval_only):  # the arguments of that run are the defaults now
         saved = read_record(args.run_dir)

@@ -49,9 +49,9 @@ for method, percent in {"lps": 66, "lps --latent truncated-normal": 24, "lps --l
     PUBLISHED.setdefault(method, {})["all state tasks"] = percent / 100
 
 # What may differ between the runs of one method.
-NOT_METHOD = {"algorithm", "env_id", "dataset", "dataset_dir", "dataset_path", "seed", "num_seeds", "total_steps",
-              "log_interval", "eval_interval", "eval_episodes", "run_dir", "resume", "eval_only", "capture_video",
-              "track", "device", "versions"}
+NOT_METHOD = {"algorithm", "env_id", "dataset", "dataset_dir", "dataset_path", "dataset_on_host", "seed", "num_seeds",
+              "total_steps", "log_interval", "eval_interval", "eval_episodes", "run_dir", "resume", "eval_only",
+              "capture_video", "track", "device", "versions"}
 BEHIND = ("tasks", "updates", "seeds", "episodes", "data")  # what stands behind a number
 COLUMNS = ("task or domain", "method", "success", "95% from", "95% to", "published", *BEHIND)
 LOCAL = ", collected locally"

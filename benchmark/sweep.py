@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "benchmark/experiments"
 OURS = {"env_id", "seed", "num_seeds", "run_dir", "resume", "eval_only"}  # what the sweep itself sets
 MAY_CHANGE = {"total_steps", "log_interval", "eval_interval", "eval_episodes", "dataset_dir", "dataset_path",
-              "capture_video", "track"}  # what a run may be given anew when it goes on
+              "dataset_on_host", "capture_video", "track"}  # what a run may be given anew when it goes on
 QUIET = {"TQDM_DISABLE": "1"}  # no progress bars in the logs
 # What becomes a run: it has these cores, and gets SIGTERM when its sweep dies (PR_SET_PDEATHSIG is 1), however it does.
 PRELUDE = """import ctypes, json, os, sys

@@ -1,8 +1,10 @@
 """The dataset contract: chunks against brute force, OGBench's relabelling, and files that must be refused."""
 
 import io
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,6 +32,10 @@ def load(data, tmp_path, **settings):
     return args, *lps.load_dataset(args, env)
 
 
+def draw(args, arrays, key):
+    return lps.sample_batch(args, arrays, lps.draw_chunks(args, len(arrays["starts"]), key), key)
+
+
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_chunks_against_brute_force(tmp_path, horizon):
     """Trajectories shorter than the chunk, as long, one longer, empty ones; each possible chunk equally often."""
@@ -52,7 +58,7 @@ def test_chunks_against_brute_force(tmp_path, horizon):
     assert arrays["starts"].tolist() == sorted(chunks)
     assert facts["transitions"] == sum(lengths) and facts["trajectories"] == len(lengths)
 
-    batch = jax.tree.map(np.asarray, lps.sample_batch(args, arrays, jax.random.key(0)))
+    batch = jax.tree.map(np.asarray, draw(args, arrays, jax.random.key(0)))
     drawn = [min(chunks, key=lambda t: abs(chunks[t]["observations"] - s).sum()) for s in batch["observations"]]
     for key, values in batch.items():
         np.testing.assert_allclose(values, [chunks[t][key] for t in drawn], rtol=1e-5, atol=1e-6)
@@ -136,6 +142,68 @@ def test_damaged_files_are_refused(tmp_path, damage):
 def test_equal_rewards_are_warned_of(tmp_path, capsys):
     load(make_data([6]) | dict(rewards=np.zeros(7)), tmp_path)
     assert "every reward is 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_windows_hold_what_their_chunks_need(tmp_path, horizon):
+    """What --dataset-on-host reads for a batch gives the batch that the whole dataset gives, to the bit."""
+    data = make_data([3, horizon, 0, 3 * horizon, 9])
+    args, arrays, _ = load(data, tmp_path, horizon=horizon, batch_size=64)
+    keys = jax.random.split(jax.random.key(0), 6)
+    i = np.array([lps.draw_chunks(args, len(arrays["starts"]), key) for key in keys]).reshape(2, 3, 64)
+    windows = lps.windows(args, arrays, i)
+    for k, key in zip(np.ndindex(2, 3), keys):
+        few = {name: jax.numpy.asarray(x[k]) for name, x in windows.items()}
+        assert len(few["actions"]) == 64 * (horizon + 3)
+        batch = lps.sample_batch(args, few, np.arange(64), key)
+        for name, x in draw(args, jax.tree.map(jax.numpy.asarray, arrays), key).items():
+            np.testing.assert_array_equal(batch[name], x)
+
+
+def test_a_folder_of_files_is_one_dataset(tmp_path):
+    data = make_data([6, 4, 9])
+    whole = load(data, tmp_path)[1]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, rows in (("b-001", slice(12, 22)), ("b-000", slice(0, 12)), ("b-000-val", slice(0, 7))):
+        np.savez_compressed(folder / f"{name}.npz", **{key: x[rows] for key, x in data.items()})
+    for on_host in (False, True):
+        args = lps.Args(env_id=ID, dataset_path=folder, dataset_on_host=on_host)
+        arrays, facts = lps.load_dataset(args, lps.make_env(ID))
+        for key, x in arrays.items():
+            np.testing.assert_array_equal(np.asarray(x, whole[key].dtype), whole[key])
+        assert facts["transitions"] == 19 and facts["trajectories"] == 3
+        assert isinstance(arrays["observations"], np.memmap) == on_host
+    unpacked = list(tmp_path.glob("folder.*.observations"))
+    assert len(unpacked) == 1 and not list(tmp_path.glob(".*.partial"))
+    np.savez(folder / "b-000.npz", **{key: x[:10] for key, x in data.items()})
+    with pytest.raises(SystemExit, match="b-000.npz: terminals must be 1"):
+        lps.load_dataset(args, lps.make_env(ID))
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(SystemExit, match="folder holds no .npz"):
+        lps.load_dataset(args, lps.make_env(ID))
+
+
+def test_the_device_of_a_cpu_takes_the_observations_as_they_are(tmp_path):
+    arrays = load(make_data([6]) | dict(observations=np.ones((7, 2), np.float32)), tmp_path)[1]
+    on_device = jax.device_put(arrays["observations"])
+    assert on_device.unsafe_buffer_pointer() == arrays["observations"].ctypes.data
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    total = int(re.search(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    assert 0 < lps.free_memory() <= total
+    data = make_data([600])
+    load(data, tmp_path)
+    size = sum(x.nbytes for x in data.values())
+    monkeypatch.setattr(lps, "free_memory", lambda: 2**30 + size - data["observations"].nbytes + 1000)
+    with pytest.raises(SystemExit, match="but 1.1 are free; --dataset-on-host leaves its observations on the disk"):
+        load(data, tmp_path)
+    load(data, tmp_path, dataset_on_host=True)
+    monkeypatch.setattr(lps, "free_memory", lambda: 10**9)
+    with pytest.raises(SystemExit, match="are free$"):
+        load(data, tmp_path, dataset_on_host=True)
 
 
 def test_fingerprint_follows_the_content(tmp_path):

@@ -139,8 +139,8 @@ def test_a_batch_is_shifted_alike_now_and_later(tmp_path):
     data = jax.tree.map(jnp.asarray, data)
     for seed in range(4):
         key = jax.random.key(seed)
-        batch = lps.sample_batch(args, data, key)
-        i = jax.random.randint(key, (64,), 0, len(data["starts"]))
+        i = lps.draw_chunks(args, len(data["starts"]), key)
+        batch = lps.sample_batch(args, data, i, key)
         t, first = np.asarray(data["starts"])[i], np.asarray(data["firsts"])[i]
         for name, at in (("observations", t), ("next_observations", t + 2)):
             raw = np.array([stack_by_hand(np.asarray(data["observations"]), x, y) for x, y in zip(at, first)])

@@ -64,6 +64,21 @@ def test_resumed_is_uninterrupted(tmp_path, capsys, name, more):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"] == 2
 
 
+@pytest.mark.parametrize("name, seeds", [("lps", 2), ("flow_bc", 1)])
+def test_data_on_the_host_make_the_same_run(tmp_path, name, seeds):
+    """To the bit, over several calls and a stop."""
+    script, data = import_module(name), own_data(tmp_path / "own.npz")
+    args = script.Args(env_id="toy_envs:Counting-v0", dataset_path=data, eval_episodes=0, log_interval=20,
+                       total_steps=60, num_seeds=seeds, run_dir=tmp_path / "device", **TINY)
+    script.train(args)
+    script.train(script.replace(args, total_steps=20, dataset_on_host=True, run_dir=tmp_path / "host"))
+    script.train(script.replace(args, dataset_on_host=True, run_dir=tmp_path / "host", resume=True))
+    whole, host = arrays(tmp_path / "device"), arrays(tmp_path / "host")
+    for key, x in whole.items():
+        np.testing.assert_array_equal(x, host[key], err_msg=key)
+    assert not list(tmp_path.glob(".*")) and len(list(tmp_path.glob("own.npz.*.observations"))) == 1
+
+
 def test_another_methods_run_is_refused(tmp_path):
     import cfgrl
     import dsrl

@@ -187,7 +187,7 @@ def test_states(folder, monkeypatch):
 
 
 SIZES = {"state": 1400, "visual": 1400, "ablations": 1000, "alpha": 288, "scaled-down": 42, "scaled-down-ablations": 5,
-         "scaled-down-alpha": 18}
+         "scaled-down-alpha": 18, "comparison": 12}
 
 
 def test_every_experiment_has_a_size():
