@@ -619,13 +619,12 @@ def evaluate(args, policy, state, keys, step, caught=()):
             for seed in seeds for first in range(per_seed)]
     # Workers get Episodes by value and see no main module: else they would import this file, and JAX with it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    multiprocessing.set_forkserver_preload(["gymnasium", "ogbench"])
     no_main, envs = dict(__spec__=None, __file__=None), None
     episode, chunk = np.tile(np.arange(per_seed), args.num_seeds), np.zeros(len(jobs), int)
     outcomes = np.full((args.num_seeds, args.eval_episodes, 3), np.nan)
     try:
         with mock.patch.multiple(sys.modules["__main__"], create=True, **no_main):
-            envs = gymnasium.vector.AsyncVectorEnv(jobs, context="forkserver")
+            envs = gymnasium.vector.AsyncVectorEnv(jobs, context="spawn")
         observations, _ = envs.reset()
         while np.isnan(outcomes[..., 2]).any() and not caught:
             grid = [x.reshape(args.num_seeds, per_seed, *x.shape[1:]) for x in (observations, episode, chunk)]
@@ -752,7 +751,7 @@ def write_rows(path, rows):
         file.write("\n".join([header, *lines, ""]).encode())
 
 
-def make_updates(args, chunks):
+def make_updates(args, chunks, pixels):
     """n updates of all seeds in one compiled call: (n, state, keys, data, step) -> state, metrics [seed, update]. With
     --dataset-on-host the data are the windows [seed, update] that are drawn then; the second function says which."""
 
@@ -768,14 +767,23 @@ def make_updates(args, chunks):
 
     def updates(n, state, keys, data, step):
         data, windows = (None, data) if args.dataset_on_host else (data, None)
-        one_seed = lambda *x: jax.lax.scan(partial(one_update, data, x[1]), x[0], (step + jnp.arange(n), x[2]))
+        def one_seed(state, key, windows):
+            if n > 1:
+                return jax.lax.scan(partial(one_update, data, key), state, (step + jnp.arange(n), windows))
+            # In a loop, XLA on a CPU takes twenty times as long for the gradient of a convolution.
+            state, metrics = one_update(data, key, state, (step, jax.tree.map(lambda x: x[0], windows)))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+
         x = state, keys, windows
         if args.num_seeds > 1:
             return jax.vmap(one_seed)(*x)
         return jax.tree.map(lambda x: x[None], one_seed(*jax.tree.map(lambda x: x[0], x)))  # faster so
 
     draws = jax.jit(jax.vmap(jax.vmap(lambda *x: draw(*x)[0], (None, 0)), (0, None)))
-    return jax.jit(updates, static_argnums=0, donate_argnums=1), draws
+    # One operation after another, for pixels on a CPU: half as much memory.
+    lean = pixels and jax.default_backend() == "cpu"
+    options = dict(xla_cpu_enable_concurrency_optimized_scheduler=False) if lean else None
+    return jax.jit(updates, static_argnums=0, donate_argnums=1, compiler_options=options), draws
 
 
 def train(args, catch=list):
@@ -785,11 +793,18 @@ def train(args, catch=list):
     args = replace(args)
     check_args(args)
     with open_run(args):
-        run(args, catch)
+        try:
+            run(args, catch)
+        except OSError as error:  # a full disk, for one
+            fail(f"{error}; --resume goes on from the last checkpoint in {args.run_dir}, if there is one")
     return args.run_dir
 
 
 def run(args, catch):
+    try:
+        jax.devices()
+    except Exception as error:  # an AssertionError, for one
+        fail(f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {' '.join(str(error).split())}")
     env = make_env(args.env_id, args.capture_video)
     dims = stacked(env.observation_space.shape), *env.action_space.shape
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
@@ -807,7 +822,8 @@ def run(args, catch):
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.array(seeds))
     init_keys, train_keys, eval_keys = (jax.device_put(keys[:, i], by_seed) for i in range(3))
     start = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)
-    policy, (updates, draws) = make_policy(args), make_updates(args, facts.get("chunks"))
+    pixels = len(dims[0]) > 1
+    policy, (updates, draws) = make_policy(args), make_updates(args, facts.get("chunks"), pixels)
     checkpoint = args.run_dir / "checkpoint.npz"
     if args.eval_only or (args.resume and checkpoint.exists()):
         state, since_log = load_checkpoint(checkpoint, jax.eval_shape(start, init_keys))
@@ -834,7 +850,7 @@ def run(args, catch):
         file.write(json.dumps(record, indent=2).encode())
     intervals = [interval for interval in (args.total_steps, args.log_interval, args.eval_interval) if interval]
     updates_per_call = 1000 if jax.default_backend() != "cpu" else max(1, 50 // args.num_seeds)  # a second or two
-    if len(dims[0]) > 1:
+    if pixels:
         updates_per_call = max(1, updates_per_call // 50)
     updates_after = lambda step: min(updates_per_call, *(interval - step % interval for interval in intervals))
     reader = ThreadPoolExecutor(1)
@@ -852,8 +868,11 @@ def run(args, catch):
 
     def report(name, rows):
         write_rows(args.run_dir / f"{name}.csv", rows)
-        if args.track:
-            wandb.log({f"{name}/{key}/{row['seed']}": value for row in rows for key, value in row.items()}, step=step)
+        try:
+            if args.track:
+                wandb.log({f"{name}/{key}/{row['seed']}": x for row in rows for key, x in row.items()}, step=step)
+        except Exception as error:  # the run itself needs no network
+            print(f"warning: Weights & Biases misses step {step}: {error!r}", file=sys.stderr)
 
     with tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1) as bar:
         while not caught:

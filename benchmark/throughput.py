@@ -104,7 +104,7 @@ class Trained:
     """A script's state, data and keys for n seeds, and the ways to update it that are compared."""
 
     def __init__(self, name, seeds, pixels, n):
-        self.script, self.n = import_module(name), n
+        self.script, self.n, self.pixels = import_module(name), n, pixels
         self.args = self.script.Args(num_seeds=seeds)
         self.script.check_args(self.args)
         data = random_data(pixels)
@@ -124,7 +124,7 @@ class Trained:
 
     def end_to_end(self):
         """Chunks drawn, metrics fetched: what train() does between two looks at the clock."""
-        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]))
+        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]), self.pixels)
 
         def call():
             self.state, metrics = updates(self.n, self.state, self.keys, self.data, 0)
@@ -185,7 +185,7 @@ class Trained:
 
     def compile_seconds(self):
         """To trace, lower and compile the updates."""
-        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]))
+        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]), self.pixels)
         return seconds(lambda: updates.lower(self.n, self.state, self.keys, self.data, 0).compile())
 
     def flop(self):
