@@ -249,7 +249,7 @@ def load_part(args, env, path):
         if args.sparse:
             data["rewards"] = (data["masks"] == 0) - 1.0
     data.setdefault("masks", np.ones(length))
-    shapes = dict(terminals=(), observations=env.observation_space.shape, actions=env.action_space.shape)
+    shapes = dict(observations=env.observation_space.shape, terminals=(), actions=env.action_space.shape)
     for key, shape in (shapes | dict(rewards=(), masks=())).items():
         if key not in data:
             fail(f"{path} has no {key}")
@@ -552,6 +552,9 @@ def act(args, state, s, key):
 # ========================================================================================================== Evaluation
 
 
+PATIENCE = 600  # seconds for an environment to play a chunk
+
+
 class Episodes(gymnasium.Wrapper):
     """Plays one episode after another, each reset with a seed of its own. A step executes a whole chunk open loop; its
     info says how the episode went, if it ended. Lives in a worker process: no JAX in here."""
@@ -625,11 +628,12 @@ def evaluate(args, policy, state, keys, step, caught=()):
     try:
         with mock.patch.multiple(sys.modules["__main__"], create=True, **no_main):
             envs = gymnasium.vector.AsyncVectorEnv(jobs, context="spawn")
-        observations, _ = envs.reset()
+        envs.reset_async()
+        observations, _ = envs.reset_wait(timeout=PATIENCE)
         while np.isnan(outcomes[..., 2]).any() and not caught:
             grid = [x.reshape(args.num_seeds, per_seed, *x.shape[1:]) for x in (observations, episode, chunk)]
             envs.step_async(np.asarray(policy(state, keys, *grid)).reshape(len(jobs), -1))
-            observations, *_, infos = envs.step_wait(timeout=600)
+            observations, *_, infos = envs.step_wait(timeout=PATIENCE)
             chunk += 1
             for i in np.flatnonzero(infos.get("_outcome", ())):
                 outcomes[i // per_seed, episode[i]] = infos["outcome"][i]

@@ -28,8 +28,8 @@ sys.path.append(str(ROOT))
 from test_cli import assert_same_run  # noqa: E402
 from test_scripts import TINY, as_flags, own_data  # noqa: E402
 
-FLAGS = ["--env-id", "toy_envs:Counting-v0", "--dataset-path", "own.npz", "--total-steps", "400", "--log-interval",
-         "70", "--eval-interval", "100", "--eval-episodes", "3", *as_flags(TINY)]
+FLAGS = ["--env-id", "toy_envs:Counting-v0", "--dataset-path", "own.npz", "--total-steps", "4000", "--log-interval",
+         "300", "--eval-interval", "400", "--eval-episodes", "3", *as_flags(TINY)]
 
 
 @dataclass

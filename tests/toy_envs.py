@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 
 import gymnasium
 import numpy as np
@@ -99,6 +100,15 @@ class Dying(Counting):
         return super().step(action)
 
 
+class Hanging(Counting):
+    def step(self, action):
+        time.sleep(1000)
+
+
+class Keyed(Counting):
+    observation_space = gymnasium.spaces.Dict(dict(position=Counting.observation_space))
+
+
 class Discrete(Counting):
     action_space = gymnasium.spaces.Discrete(3)
 
@@ -107,5 +117,5 @@ class Unbounded(Counting):
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Discrete", "Unbounded"):
+for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Keyed", "Discrete", "Unbounded"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")

@@ -1,0 +1,276 @@
+"""What a user can get wrong, and what a machine can do to a run. See also campaign.py, which kills runs."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_cli import arrays, rows
+from test_dataset import make_data
+from test_scripts import TINY, as_flags
+
+import lps
+
+ID = "toy_envs:Counting-v0"  # two numbers observed, one action
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """own.npz and runs of three scripts on it."""
+    folder = tmp_path_factory.mktemp("own")
+    np.savez(folder / "own.npz", **make_data([9, 9, 3, 30]))
+    for name in ("lps", "dsrl", "flow_bc"):
+        script = import_module(name)
+        script.train(script.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=2, eval_episodes=0,
+                                 run_dir=folder / name, **TINY))
+    return folder
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def complaint(monkeypatch, folder, flags, name="lps"):
+    """The one line with which the command ends; nothing that was there before may have changed, nothing been added."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = content(folder)
+    try:
+        with pytest.raises(SystemExit) as error:
+            import_module(name).main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    message = error.value.code  # a text: Python prints it to stderr and exits with 1
+    assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
+    assert content(folder) == before and not list(folder.glob("runs/*"))
+    return message
+
+
+FLAGS = {
+    "--gamma 1.5": "--gamma 1.5", "--gamma 0": "--gamma 0", "--tau 2": "--tau 2",
+    "--learning-rate 0": "--learning-rate 0",
+    "--batch-size 0": "--batch-size 0", "--horizon 0": "--horizon 0", "--horizon 31": "as a chunk, --horizon 31",
+    "--num-seeds -1": "--num-seeds -1", "--seed -1": "--seed -1", "--total-steps 0": "--total-steps 0",
+    "--log-interval -5": "--log-interval -5", "--eval-interval -1": "--eval-interval -1",
+    "--eval-episodes -1": "--eval-episodes -1", "--actor-hidden-dims 16 0": "--actor-hidden-dims",
+    "--env-id cube-single-play-singletask-task9-v0": "near: cube-single-play-singletask-task",
+    "--env-id cube-singel-play-singletask-v0": "near: cube-single-play-singletask-v0",
+    "--env-id no_module:No-v0": "cannot make the environment no_module:No-v0",
+    "--env-id toy_envs:Discrete-v0": "actions a flat box, but one is Discrete(3)",
+    "--env-id toy_envs:Keyed-v0": "observations must be a flat box or uint8 images",
+    "--env-id toy_envs:Unbounded-v0": "actions must be bounded",
+    "--env-id toy_envs:Bandit-v0": "own.npz: observations must be numbers (55, 4), but are float64 (55, 2)",
+    "--dataset-path none.npz": "none.npz", "--run-dir lps": "lps holds a run: --resume it, or choose another --run-dir",
+    "--run-dir own.npz": "cannot write to own.npz", "--run-dir /proc/no": "cannot write to /proc/no",
+    "--resume": "need the --run-dir", "--eval-only": "need the --run-dir",
+    "--resume --run-dir nowhere": "nowhere holds no run",
+    "--resume --run-dir dsrl": "algorithm was dsrl and is lps",
+    "--resume --run-dir lps --gamma 0.5 --seed 3": "seed was 0 and is 3; gamma was 0.99 and is 0.5",
+    "--resume --run-dir lps --env-id toy_envs:Silent-v0": f"env_id was {ID} and is toy_envs:Silent-v0",
+    "--resume --run-dir lps --actor-hidden-dims 9 9": "actor_hidden_dims was [8, 8] and is [9, 9]",
+    "--resume --run-dir lps --total-steps 1": "is of update 2, beyond --total-steps 1",
+    "--eval-only --run-dir lps --eval-episodes 0": "--eval-only needs --eval-episodes",
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_flags(folder, monkeypatch, flags):
+    again = "--resume" in flags or "--eval-only" in flags
+    start = [] if again else ["--env-id", ID, "--dataset-path", "own.npz", "--run-dir", "new"]
+    given = flags.split()
+    for flag in {"--env-id", "--dataset-path", "--run-dir"} & {*given, *(["--run-dir"] if "resume" in flags else [])}:
+        at = start.index(flag) if flag in start else None
+        if at is not None:
+            del start[at : at + 2]
+    assert FLAGS[flags] in complaint(monkeypatch, folder, [*start, *given])
+
+
+def change(**arrays):
+    return lambda data: data.update(arrays)
+
+
+def put(key, where, value):
+    return lambda data: data[key].__setitem__(where, value)
+
+
+DATA = {  # of 14 rows
+    "has no observations": lambda data: data.pop("observations"),
+    "has no actions": lambda data: data.pop("actions"),
+    "has no rewards": lambda data: data.pop("rewards"),
+    "has no terminals": lambda data: data.pop("terminals"),
+    "rewards must be numbers (14,), but are float64 (13,)": change(rewards=np.zeros(13)),
+    "masks must be numbers (14,)": change(masks=np.zeros((14, 1))),
+    "observations must be numbers (14, 2), but are float64 (14, 1)": change(observations=np.zeros((14, 1))),
+    "observations must be numbers (14, 2), but are <U1": change(observations=np.full((14, 2), "x")),
+    "actions must be numbers (14, 1), but are float64 (14, 2)": change(actions=np.zeros((14, 2))),
+    "actions must be numbers (14, 1), but are complex128": change(actions=np.zeros((14, 1), complex)),
+    "terminals must be numbers": change(terminals=np.full(14, "x")),
+    "observations must be stored in C order": change(observations=np.zeros((2, 14)).T),
+    "observations hold NaN": put("observations", (3, 1), np.nan),
+    "actions hold NaN": put("actions", (3, 0), np.nan),
+    "rewards hold NaN": put("rewards", 2, np.inf),
+    "masks hold NaN": put("masks", 2, np.nan),
+    "terminals hold NaN": put("terminals", 2, np.nan),
+    "actions must lie in [-1, 1], but reach 1.5": put("actions", 0, 1.5),
+    "terminals must be 1 in the last row": put("terminals", -1, 0),
+    "no trajectory is as long as a chunk": change(terminals=np.ones(14)),
+    "cannot read the dataset": change(actions=np.array([object()] * 14)),  # nothing is unpickled
+    "observations must be numbers (14, 2), but are object": change(observations=np.array([[object()] * 2] * 14)),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_bad_data(tmp_path, monkeypatch, kind):
+    data = make_data([6, 6])
+    DATA[kind](data)
+    np.savez(tmp_path / "bad.npz", **data)
+    message = complaint(monkeypatch, tmp_path, ["--env-id", ID, "--dataset-path", "bad.npz", *as_flags(TINY)])
+    assert kind in message and "bad.npz" in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "text"])
+def test_damaged_datasets(tmp_path, monkeypatch, damage):
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, **make_data([600, 60]))
+    whole = path.read_bytes()
+    flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
+    contents = {"empty": b"", "cut off": whole[:-100], "flipped": flipped, "text": b"no archive"}
+    path.unlink() if damage == "missing" else path.write_bytes(contents[damage])
+    message = complaint(monkeypatch, tmp_path, ["--env-id", ID, "--dataset-path", "bad.npz", *as_flags(TINY)])
+    assert "cannot read the dataset bad.npz" in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "another network"])
+@pytest.mark.parametrize("flags", [["--eval-only"], ["--resume", "--total-steps", "9"]])
+def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
+    for path in (folder / "lps").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "checkpoint.npz"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+    if damage == "missing":
+        if "--resume" in flags:
+            return  # a run that was ended before its first checkpoint starts again
+        path.unlink()
+    elif damage == "another network":
+        np.savez(path, **arrays(folder / "lps") | {".params['policy']['mlp'][0]['w']": np.zeros((1, 2, 2))})
+    else:
+        path.write_bytes({"empty": b"", "cut off": whole[:-100], "flipped": flipped}[damage])
+    given = [*flags, "--eval-episodes", "1", "--run-dir", str(tmp_path)]
+    assert "checkpoint.npz" in complaint(monkeypatch, tmp_path, given)
+
+
+def test_a_batch_larger_than_the_data_is_drawn_with_repeats(folder, tmp_path):
+    lps.train(lps.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=1, eval_episodes=0,
+                       run_dir=tmp_path / "run", **TINY | dict(batch_size=500)))
+    assert np.isfinite(float(rows(tmp_path / "run/train.csv")[0]["policy_loss"]))
+
+
+def test_a_gpu_that_is_not_there(folder):
+    ran = subprocess.run([sys.executable, lps.__file__, "--env-id", ID, "--dataset-path", "own.npz"], cwd=folder,
+                         capture_output=True, text=True, env=os.environ | dict(JAX_PLATFORMS="cuda"))
+    assert ran.returncode == 1 and ran.stderr.startswith("error: JAX has no device of JAX_PLATFORMS=cuda")
+    assert ran.stderr.count("\n") == 1 and not list(folder.glob("runs/*"))
+
+
+def refuse(**_):
+    raise RuntimeError("no API key configured")
+
+
+@pytest.mark.parametrize("wandb, reason", [(None, "ModuleNotFoundError"), (SimpleNamespace(init=refuse), "no API key")])
+def test_weights_and_biases_that_do_not_start(folder, monkeypatch, wandb, reason):
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    flags = ["--env-id", ID, "--dataset-path", "own.npz", "--track", "--run-dir", "new", *as_flags(TINY)]
+    message = complaint(monkeypatch, folder, flags)
+    assert "--track: Weights & Biases did not start" in message and reason in message
+
+
+def lost(*_, **__):
+    raise ConnectionError("lost")
+
+
+def test_weights_and_biases_that_fail_do_not_stop_the_run(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: None, log=lost))
+    lps.train(lps.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=4, log_interval=2, eval_episodes=0,
+                       track=True, run_dir=tmp_path / "run", **TINY))
+    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["2", "4"]
+    assert capsys.readouterr().err.count("misses step") == 2
+
+
+@pytest.mark.parametrize("write", range(1, 8))
+def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
+    """From the n-th write on; with room again the run goes on to what it would have been."""
+    args = lps.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=6, log_interval=2, eval_interval=3,
+                    eval_episodes=0, run_dir=tmp_path / "run", **TINY)
+    writes = []
+
+    def fsync(file):
+        writes.append(file)
+        if len(writes) >= write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        if write > 6:  # args.json, three rows and two checkpoints: no more are written
+            lps.train(args)
+        else:
+            with pytest.raises(SystemExit, match="^error: .*No space left on device; --resume goes on"):
+                lps.train(args)
+            assert not list((tmp_path / "run").glob(".*")) and (write > 1 or not (tmp_path / "run").exists())
+            if write > 3:
+                assert arrays(tmp_path / "run")["step"] == 3
+    lps.train(lps.replace(args, resume=write > 1))
+    lps.train(lps.replace(args, run_dir=tmp_path / "whole"))
+    first, second = arrays(tmp_path / "run"), arrays(tmp_path / "whole")
+    for key, x in first.items():
+        np.testing.assert_array_equal(x, second[key], err_msg=key)
+    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["2", "4", "6"]
+
+
+def test_a_worker_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(lps, "PATIENCE", 3)
+    args = lps.Args(env_id="toy_envs:Hanging-v0", run_dir=tmp_path, eval_episodes=2)
+    with pytest.raises(SystemExit, match="an evaluation worker died or hung"):
+        lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+
+
+def test_the_second_signal_is_not_caught():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        caught = lps.catch_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not caught:
+            time.sleep(0.01)
+        assert caught == [signal.SIGTERM]
+        assert {signal.getsignal(number) for number in handlers} == {signal.SIG_DFL}
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_memory_does_not_grow(folder, tmp_path, monkeypatch):
+    """Resident memory at each of 60 evaluations of a run that does little else, after the first twenty."""
+    used, evaluate = [], lps.evaluate
+
+    def measured(*given):
+        with open("/proc/self/statm") as file:
+            used.append(int(file.read().split()[1]) * resource.getpagesize() / 1e6)
+        return evaluate(*given)
+
+    monkeypatch.setattr(lps, "evaluate", measured)
+    lps.train(lps.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=300, log_interval=5, eval_interval=5,
+                       eval_episodes=1, run_dir=tmp_path / "run", **TINY))
+    assert len(used) == 60 and max(used[20:]) - used[20] < 10, used
+    record = json.loads((tmp_path / "run/args.json").read_text())
+    assert record["total_steps"] == 300 and sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) < 10**6
