@@ -262,7 +262,7 @@ def load_part(args, env, path):
             fail(f"{path}: {key} hold NaN or infinity")
     if length == 0 or data["terminals"][-1] == 0:
         fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
-    return data
+    return {key: x for key, x in data.items() if key not in ("qpos", "button_states")}
 
 
 def load_observations(args, path, files, fingerprint, like):
