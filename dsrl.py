@@ -609,7 +609,7 @@ def evaluate(args, policy, state, keys, step, caught=()):
     """Plays --eval-episodes episodes of every seed, all seeds together. Returns the rows of eval.csv, one a seed, or
     none once a signal is caught. Each worker is dealt its episodes beforehand, so that no short one is favoured."""
     began, seeds = time.perf_counter(), range(args.seed, args.seed + args.num_seeds)
-    per_seed = min(args.eval_episodes, -(-2 * len(os.sched_getaffinity(0)) // args.num_seeds))  # two workers a core
+    per_seed = min(args.eval_episodes, -(-len(os.sched_getaffinity(0)) // args.num_seeds))  # a worker a core
     films = args.run_dir.absolute() / "videos"
     jobs = [partial(Episodes, args.env_id, args.horizon,
                     [100_000 * seed + episode for episode in range(first, args.eval_episodes, per_seed)],

@@ -230,10 +230,9 @@ def run_script(name, folder, environment, *flags):
             fail(f"{name}.py did not run: {shown.strip().splitlines()[-1:]}")
         shown += piece
     seconds = time.perf_counter() - began
-    process.stderr.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = status
-    return seconds, usage.ru_maxrss / 1e6
+    most = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    process.communicate()
+    return seconds, int(most[1]) / 1e6
 
 
 def start_up(name):
