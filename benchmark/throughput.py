@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax.extend.core import jaxprs_in_params
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "benchmark")]
@@ -88,8 +87,10 @@ def products(jaxpr, times=1):
             kernel = eqn.invars[1].aval.shape
             out = eqn.params["dimension_numbers"].rhs_spec[0]
             total += 2 * times * eqn.outvars[0].aval.size * int(np.prod(kernel)) // kernel[out]
-        for inner in jaxprs_in_params(eqn.params):
-            total += products(inner, times * eqn.params.get("length", 1))
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, "jaxpr", inner)  # of a closed one
+            if hasattr(inner, "eqns"):
+                total += products(inner, times * eqn.params.get("length", 1))
     return total
 
 
