@@ -196,7 +196,7 @@ def find_dataset(args):
 def free_memory():
     """Bytes that are free, on the host and, if that is another, on the device."""
     free = [1024 * int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])]
-    group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":")[2].lstrip("/"))
+    group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/"))
     for folder in (group, *group.parents):  # a container's limit, or a cluster's
         try:
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
@@ -285,7 +285,7 @@ def load_observations(args, path, files, fingerprint, like):
     if args.dataset_on_host:
         return np.memmap(unpacked, like.dtype, "r", shape=like.shape)
     observations = np.frombuffer(memory, like.dtype).reshape(like.shape)
-    return observations if like.dtype == np.uint8 else observations.astype(np.float32, copy=False)
+    return observations if like.ndim == 4 else observations.astype(np.float32, copy=False)
 
 
 def load_dataset(args, env):
@@ -364,7 +364,7 @@ def windows(args, data, i):
     t, first = data["starts"][i][..., None], data["firsts"][i][..., None]
     rows = np.maximum(t + np.arange(1 - FRAMES, args.horizon + 1), first)
     small = {key: data[key][rows.reshape(*i.shape[:-1], -1)] for key in ("observations", "actions", "rewards", "masks")}
-    if small["observations"].dtype != np.uint8:
+    if data["observations"].ndim == 2:
         small["observations"] = small["observations"].astype(np.float32)
     firsts = np.broadcast_to(np.arange(i.shape[-1], dtype=np.int32) * rows.shape[-1], i.shape)
     return small | dict(starts=firsts + np.int32(FRAMES - 1), firsts=firsts)

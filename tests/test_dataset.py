@@ -70,8 +70,11 @@ def test_chunks_against_brute_force(tmp_path, horizon):
 def test_arrays_are_float32_clipped_and_masks_default_to_one(tmp_path):
     data = make_data([6, 6])
     data["actions"][0] = 1
+    data["observations"] = data["observations"].astype(np.uint8)  # flat: not pixels
     del data["masks"]
-    _, arrays, _ = load(data, tmp_path)
+    args, arrays, _ = load(data, tmp_path, dataset_on_host=True)
+    assert lps.windows(args, arrays, np.zeros((1, 3), int))["observations"].dtype == np.float32
+    args, arrays, _ = load(data, tmp_path)
     assert arrays["observations"].dtype == arrays["rewards"].dtype == np.float32 and arrays["starts"].dtype == np.int32
     assert arrays["actions"].max() == np.float32(1 - 1e-5)
     assert (arrays["masks"] == 1).all()
