@@ -269,7 +269,8 @@ def load_part(args, env, path):
 
 def load_observations(args, path, files, fingerprint, like):
     """The observations of all files as one array like the one given, never twice in memory."""
-    size, unpacked = like.size * like.itemsize, path.with_name(f"{path.name}.{fingerprint}.observations")
+    size, found = like.size * like.itemsize, 0
+    unpacked = path.with_name(f"{path.name}.{fingerprint}.observations")
     if not (args.dataset_on_host and unpacked.exists()):
         # Memory of its own pages is aligned so that JAX on a CPU takes it as it is.
         sink = replacing(unpacked, os.getpid()) if args.dataset_on_host else nullcontext(mmap.mmap(-1, size))
@@ -279,9 +280,10 @@ def load_observations(args, path, files, fingerprint, like):
                     if header(source)[1] != like.dtype:
                         raise ValueError(f"its observations are not {like.dtype}, as in the other files")
                     while piece := source.read(2**24):
-                        bar.update(memory.write(piece))
-            if bar.n != size:
-                fail(f"{path}: observations are {bar.n} bytes, not {size}")
+                        found += memory.write(piece)
+                        bar.update(len(piece))
+            if found != size:
+                fail(f"{path}: observations are {found} bytes, not {size}")
     if args.dataset_on_host:
         return np.memmap(unpacked, like.dtype, "r", shape=like.shape)
     observations = np.frombuffer(memory, like.dtype).reshape(like.shape)
