@@ -69,16 +69,29 @@ def time_calls(script, args, state, calls):
     return took[100:]
 
 
+def device_name():
+    device = jax.devices()[0].device_kind
+    return device + f", {len(os.sched_getaffinity(0))} cores" * (device == "cpu")
+
+
 def measure(method, calls):
     script, args, state = prepare(method)
     counts, took = count_evaluations(script, args, state), time_calls(script, args, state, calls)
-    device = jax.devices()[0].device_kind
     least, median, late = (round(np.percentile(took, share)) for share in (0, 50, 99))
     return {"method": method, "least (us)": least, "median (us)": median, "99th percentile (us)": late,
             "evaluations per chunk": sum(counts.values()), "per action": sum(counts.values()) / args.horizon,
             "of which": ", ".join(f"{name} {n}" for name, n in counts.items()), "calls": calls,
-            "device": device + f", {len(os.sched_getaffinity(0))} cores" * (device == "cpu"),
+            "device": device_name(),
             "load": round(os.getloadavg()[0], 1)}  # processes that wanted a core, this one among them
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    print(path)
 
 
 def main(args):
@@ -87,12 +100,7 @@ def main(args):
     rows = [measure(method, args.calls) for method in METHODS]
     print("\n".join(f"| {' | '.join(map(str, line))} |" for line in (
         rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    print(args.out)
+    write_table(args.out, rows)
 
 
 if __name__ == "__main__":

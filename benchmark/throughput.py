@@ -8,7 +8,6 @@ Full-size networks, batch 256, cube-single's sizes, random data. What is timed i
 updates, its command line, its evaluation. Every timing is repeated; median, least and most go to the csv.
 """
 
-import csv
 import functools
 import os
 import re
@@ -275,8 +274,7 @@ def main(args):
     if args.repeats < 1 or min(args.num_seeds, default=0) < 1:
         fail("--repeats and --num-seeds must be at least 1")
     cpu = jax.default_backend() == "cpu"
-    device = jax.devices()[0].device_kind + f", {len(os.sched_getaffinity(0))} cores" * cpu
-    rows = []
+    device, rows = latency.device_name(), []
 
     def note(name, seeds, what, values, unit):
         values = np.atleast_1d(values)
@@ -319,12 +317,7 @@ def main(args):
             note(name, 1, "with a policy call at every step, serially", serial, "s")
             acting = latency.measure(name, 300)
             note(name, 1, "one action chunk", acting["median (us)"], "us")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    print(args.out)
+    latency.write_table(args.out, rows)
 
 
 if __name__ == "__main__":
