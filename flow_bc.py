@@ -914,6 +914,7 @@ def catch_signals():
 
 def keep_compiled():
     """What is compiled is kept for later runs, apart for each kind of CPU, unless the user has chosen a place."""
+    warnings.filterwarnings("ignore", "Error .* persistent compilation cache")  # a full disk's: it is compiled again
     if not jax.config.jax_compilation_cache_dir:
         kind = re.search(r"(flags|Features).*", Path("/proc/cpuinfo").read_text())[0].encode()
         place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jax", hashlib.sha256(kind).hexdigest()[:8])

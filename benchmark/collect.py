@@ -15,6 +15,7 @@ not depend on the number of workers.
 
 import contextlib
 import difflib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -149,13 +150,15 @@ def collect_episode(dataset, seed, episode):
 
 @contextlib.contextmanager
 def written_whole(path):
-    """A temporary name beside path that becomes path only when the block succeeds."""
-    partial_path = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial_path
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    """A draft that becomes path when the block succeeds. A killed process's is taken over, a live one's is not."""
+    draft = path.with_name(f".{path.name}.partial")
+    with open(draft, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield draft
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def save(path, data, comment):
@@ -210,6 +213,8 @@ def collect(args):
                     save(path, data, comment)
     except BrokenProcessPool:
         raise SystemExit("error: a worker died (out of memory?); nothing was written") from None
+    except BlockingIOError:
+        raise SystemExit(f"error: another process is collecting {args.dataset} in {directory}") from None
     except OSError as error:
         raise SystemExit(f"error: cannot write to {directory}: {error.strerror}; nothing was written") from None
     finally:
@@ -218,6 +223,7 @@ def collect(args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(collect(tyro.cli(Args, description=__doc__.split("\n")[0])))
     except KeyboardInterrupt:

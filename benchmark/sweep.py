@@ -28,6 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -203,12 +204,20 @@ def is_held(path):
     return False
 
 
+def saved_step(cell):
+    """The update after which the last checkpoint was saved."""
+    try:
+        with np.load(cell.run_dir / "checkpoint.npz") as file:
+            return int(file["step"])
+    except Exception:  # none, or whatever a damaged file can raise
+        return None
+
+
 def state(cell):
     csv = cell.run_dir / ("eval.csv" if cell.evaluates else "train.csv")
     if {(cell.steps, seed) for seed in cell.seeds} <= {*read_rows(csv)}:
         # A run saves its last checkpoint before it evaluates, but after its last row of train.csv.
-        checkpoint = cell.run_dir / "checkpoint.npz"
-        if cell.evaluates or (checkpoint.exists() and checkpoint.stat().st_mtime >= csv.stat().st_mtime):
+        if cell.evaluates or saved_step(cell) == cell.steps:
             return "done"
     if is_held(cell.log) or is_held(cell.run_dir):
         return "busy"

@@ -1,17 +1,24 @@
 """benchmark/collect.py: OGBench's format, the same data for any number of workers, never half a file."""
 
+import fcntl
 import json
+import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import ogbench
 import pytest
 
 from benchmark import collect
+
+SAME = ["--num-episodes", 3, "--num-workers", 2, "--seed", 5]
 
 
 def run(dataset, folder, *flags):
@@ -22,7 +29,7 @@ def run(dataset, folder, *flags):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    result = run("puzzle-3x3-noisy-v0", folder, "--num-episodes", 3, "--num-workers", 2, "--seed", 5)
+    result = run("puzzle-3x3-noisy-v0", folder, *SAME)
     assert result.returncode == 0, result.stderr
     assert "4/4" in result.stderr and "arn" not in result.stderr  # a progress bar, no warning
     return folder
@@ -80,15 +87,79 @@ def test_mistakes_are_told_in_one_line(tmp_path, dataset, flags, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_collection_leaves_no_dataset(tmp_path, number):
-    command = [sys.executable, collect.__file__, "cube-single-play-v0", "--dataset-dir", tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
-    process.send_signal(number)
+def start(folder, *flags, **how):
+    command = [sys.executable, collect.__file__, *map(str, flags), "--dataset-dir", folder]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def workers(process):
+    """The processes that a collection has started."""
+    return [int(child) for thread in Path(f"/proc/{process.pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()]
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not (result := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return result
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
+def test_a_stopped_collection_begins_again(folder, tmp_path, number):
+    """Nothing that could be taken for a dataset is there, no process is left, and the same command makes the same.
+    None: killed while it writes."""
+    command = [tmp_path, "puzzle-3x3-noisy-v0", *SAME, "--episode-length", 99]
+    process = start(*command)
+    draft = tmp_path / ".puzzle-3x3-noisy-v0.npz.partial"
+    until(lambda: workers(process) if number else draft.exists() and draft.stat().st_size)
+    time.sleep(random.uniform(0, 3) if number else 0)
+    there = workers(process)
+    process.send_signal(number or signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0 and "Traceback" not in err
-    assert [path for path in tmp_path.iterdir() if path.suffix == ".npz"] == []
+    assert list(tmp_path.glob("*.npz")) == []
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in there))
+    if number in (signal.SIGINT, signal.SIGTERM):
+        assert err.endswith("error: stopped; nothing was written\n") and list(tmp_path.iterdir()) == []
+        return
+    assert start(*command).wait(60) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
+    for path in tmp_path.iterdir():
+        with np.load(path) as short, np.load(folder / path.name) as long:
+            rows = (len(long["terminals"]) // 1001, -1)
+            for key in {*long} - {"terminals"}:
+                np.testing.assert_array_equal(short[key].reshape(*rows, *long[key].shape[1:]),
+                                              long[key].reshape(*rows, *long[key].shape[1:])[:, :100], err_msg=key)
+
+
+def test_a_worker_that_dies(tmp_path):
+    process = start(tmp_path, "cube-single-play-v0", "--num-workers", 1)
+    _, worker = until(lambda: sorted(workers(process))[1:] and sorted(workers(process)))  # a resource tracker, a worker
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and err.splitlines()[-1].startswith("error: a worker died") and "Trace" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """Files can grow to 4096 bytes, no further."""
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    process = start(tmp_path, "cube-single-play-v0", "--num-episodes", 1, "--episode-length", 99, preexec_fn=full)
+    _, err = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+    assert err.splitlines()[-1] == f"error: cannot write to {tmp_path}: File too large; nothing was written"
+
+
+def test_two_collections_of_one_dataset(tmp_path):
+    """The second one refuses, and leaves the first one's draft alone."""
+    draft = tmp_path / ".cube-single-play-v0-val.npz.partial"
+    with open(draft, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = run("cube-single-play-v0", tmp_path)
+    assert result.returncode == 1 and result.stderr.startswith("error: another process is collecting cube-single-play")
+    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == [draft]
 
 
 @pytest.mark.parametrize("dataset", [name for name in collect.NAMES if not name.startswith("visual-")])
@@ -113,7 +184,7 @@ assert rows["observations"].shape == (3, 64, 64, 3) and rows["observations"].dty
 frame, _ = collect.WORKER["env"].reset(seed=int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0]))
 assert np.array_equal(rows["observations"][0], frame) and frame.std() > 10
 """
-    root = collect.Path(collect.__file__).parents[1]
+    root = Path(collect.__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     if "EGL" in result.stderr or "GLContext" in result.stderr:
         pytest.skip("no EGL renderer on this machine")

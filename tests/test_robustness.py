@@ -245,6 +245,29 @@ def test_a_worker_that_hangs(tmp_path, monkeypatch):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
 
 
+def test_a_clock_that_jumps(folder, tmp_path, monkeypatch):
+    """By up to a day, forward or back, whenever someone looks at it: the same run, with honest rates."""
+    args = lps.Args(env_id=ID, dataset_path=folder / "own.npz", total_steps=6, log_interval=2, eval_interval=3,
+                    eval_episodes=2, run_dir=tmp_path / "steady", **TINY)
+    lps.train(args)
+    steady, looks = time.time(), []
+
+    def jumping():
+        looks.append(steady + np.random.default_rng(len(looks)).uniform(-86400, 86400))
+        return looks[-1]
+
+    for clock in ("time.time", "tqdm.std.time"):
+        monkeypatch.setattr(clock, jumping)
+    lps.train(lps.replace(args, run_dir=tmp_path / "jumping"))
+    assert looks
+    steady, jumped = arrays(tmp_path / "steady"), arrays(tmp_path / "jumping")
+    for key, x in steady.items():
+        np.testing.assert_array_equal(x, jumped[key], err_msg=key)
+    for name, measured in (("train", "updates_per_second"), ("eval", "seconds")):
+        for one, other in zip(*(rows(tmp_path / run / f"{name}.csv") for run in ("steady", "jumping")), strict=True):
+            assert 0 < float(other.pop(measured)) < 86400 and one.pop(measured) and one == other
+
+
 def test_the_second_signal_is_not_caught():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

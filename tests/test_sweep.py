@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_envs
 from test_scripts import own_data
@@ -54,13 +56,13 @@ def write(folder, run, tasks=("toy_envs:Counting-v0",), seeds=1, steps=300, epis
     (folder / "toy.toml").write_text(text)
 
 
-def start(*flags):
+def start(*flags, **how):
     return subprocess.Popen([sys.executable, sweep.__file__, "toy.toml", *flags], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+                            stderr=subprocess.PIPE, **how)
 
 
-def run(*flags, code=0):
-    process = start(*flags)
+def run(*flags, code=0, **how):
+    process = start(*flags, **how)
     out, err = process.communicate()
     assert process.returncode == code, out + err
     return out, err
@@ -135,6 +137,19 @@ def test_a_failing_run_is_reported_and_stops_no_other(folder):
     assert "seed0 holds another run: num_seeds was 2 and is 1: move it away" in err
 
 
+def test_a_disk_that_is_full(folder):
+    """Files can grow to 2048 bytes, no further: enough for args.json and a log, not for a checkpoint."""
+    write(folder, 'script = "flow_bc"', seeds=2, steps=100)
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+    _, err = run(code=1, preexec_fn=full)
+    assert err.count("failed with exit code 1") == err.count("File too large; --resume goes on") == 2
+    assert not list(folder.rglob("*.partial")) and not at_work(folder)
+    assert "2 done, 0 failed" in run()[0]
+    nothing = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    _, err = run("--out", "other", code=1, preexec_fn=nothing)  # not even for a log
+    assert err.splitlines()[-1] == "error: [Errno 27] File too large"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_leave_no_orphan(folder, number):
     """However it ends, its runs end, and unless it was killed they save."""
@@ -179,8 +194,12 @@ def test_states(folder, monkeypatch):
     assert sweep.state(cell) == "done"
     cell.evaluates = False
     assert sweep.state(cell) == "interrupted"  # there is no checkpoint after the last row
-    (cell.run_dir / "checkpoint.npz").touch()
-    assert sweep.state(cell) == "done"
+    for step, how in ((50, "interrupted"), (100, "done")):
+        np.savez(cell.run_dir / "checkpoint.npz", step=step)
+        assert sweep.state(cell) == how
+    (cell.run_dir / "checkpoint.npz").write_bytes(b"torn")
+    assert sweep.state(cell) == "interrupted"
+    np.savez(cell.run_dir / "checkpoint.npz", step=100)
     record.write_text(record.read_text().replace("3.0", "1.0"))
     with pytest.raises(SystemExit, match="error: .*seed0 holds another run: alpha was 1.0 and is 3.0: move it away"):
         sweep.check_record(cell)
