@@ -23,11 +23,12 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -118,16 +119,21 @@ FRAMES = 3  # that make one observation of pixels
 
 
 def fail(message):
-    raise SystemExit(f"error: {message}")
+    raise SystemExit("error: " + " ".join(message.split()))
 
 
 @contextmanager
-def replacing(path, writer=""):
-    """A file that takes path's place once it is complete: nobody ever finds half of it there. Where nothing keeps two
-    processes apart, each needs its own name for the writer."""
-    draft = path.with_name(f".{path.name}{writer}.partial")
+def replacing(path):
+    """A file that takes path's place once it is complete: nobody ever finds half of it there. What processes that were
+    killed have left of theirs is removed."""
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        with suppress(OSError), open(left) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(draft, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -138,7 +144,7 @@ def replacing(path, writer=""):
 
 def make_env(env_id, film=False):
     """The environment, its actions in [-1, 1]. The workers of an evaluation call this: no JAX in here."""
-    name, settings = env_id, dict(render_mode="rgb_array") if film else {}
+    name, settings = env_id, dict(render_mode="rgb_array") if film else {}  # OGBench's render unasked
     renders = film or env_id.startswith("visual-")
     if match := OGBENCH_ID.fullmatch(env_id):
         os.environ.setdefault("MUJOCO_GL", "egl" if renders else "disable")
@@ -154,12 +160,12 @@ def make_env(env_id, film=False):
             env.render()
     except Exception as error:  # whatever an environment can raise
         if renders and not isinstance(error, gymnasium.error.Error):
-            fail(f"{env_id} cannot render: {' '.join(str(error).split())}; install what MUJOCO_GL="
+            fail(f"{env_id} cannot render: {error}; install what MUJOCO_GL="
                  f"{os.environ.get('MUJOCO_GL')} needs, or set MUJOCO_GL to egl (a GPU, or Mesa's libEGL) or osmesa")
         kinds = ("-play-singletask", "-noisy-singletask")
         ids = [id.replace("-singletask", kind) for kind in kinds for id in gymnasium.registry]
         near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
-        fail(f"cannot make the environment {env_id}: {' '.join(str(error).split())}; near: {', '.join(near)}")
+        fail(f"cannot make the environment {env_id}: {error}; near: {', '.join(near)}")
     for space, ranks in (env.observation_space, (1, 3)), (env.action_space, (1,)):
         rank = len(space.shape or ()) if isinstance(space, gymnasium.spaces.Box) else None
         if rank not in ranks or (rank == 3 and space.dtype != np.uint8):
@@ -183,7 +189,7 @@ def find_dataset(args):
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(url, timeout=30) as response, replacing(path, os.getpid()) as file:
+            with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as file:
                 with tqdm.wrapattr(file, "write", total=response.length, desc=url) as sink:
                     shutil.copyfileobj(response, sink)
                 if response.length:
@@ -202,7 +208,7 @@ def free_memory():
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
             cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
             free.append(limit - used + int(cached[1]))
-        except (OSError, ValueError):  # none
+        except (OSError, ValueError, TypeError):  # none
             pass
     if stats := jax.local_devices()[0].memory_stats():
         free.append(stats["bytes_limit"] - stats["bytes_in_use"])
@@ -241,8 +247,10 @@ def load_part(args, env, path):
         from ogbench.relabel_utils import relabel_dataset
 
         try:
+            if data["qpos"].shape != (length, len(env.unwrapped.data.qpos)) or not np.isfinite(data["qpos"]).all():
+                raise ValueError(f"qpos is {data['qpos'].dtype} {data['qpos'].shape}, or NaN")
             relabel_dataset(env.spec.id, env, data)
-        except (LookupError, ValueError) as error:
+        except Exception as error:  # whatever arrays that do not fit can raise
             fail(f"{path} is not a dataset of {args.env_id}: {error!r}")
         until = "until solved (sparse)" if args.sparse else "per unsolved part"
         data["rule"] = f"OGBench 1.2 (r_t speaks of s_t), -1 {until}"
@@ -270,10 +278,10 @@ def load_part(args, env, path):
 def load_observations(args, path, files, fingerprint, like):
     """The observations of all files as one array like the one given, never twice in memory."""
     size, found = like.size * like.itemsize, 0
-    unpacked = path.with_name(f"{path.name}.{fingerprint}.observations")
-    if not (args.dataset_on_host and unpacked.exists()):
+    unpacked = path.resolve().with_name(f"{path.resolve().name}.{fingerprint}.observations")
+    if not (args.dataset_on_host and unpacked.exists() and unpacked.stat().st_size == size):
         # Memory of its own pages is aligned so that JAX on a CPU takes it as it is.
-        sink = replacing(unpacked, os.getpid()) if args.dataset_on_host else nullcontext(mmap.mmap(-1, size))
+        sink = replacing(unpacked) if args.dataset_on_host else nullcontext(mmap.mmap(-1, size))
         with tqdm(total=size, desc="observations", unit="B", unit_scale=True, delay=3) as bar, sink as memory:
             for name in files:
                 with open_npz(name) as file, file.zip.open("observations.npy") as source:
@@ -303,8 +311,9 @@ def load_dataset(args, env):
             size += sum(sizes.get(f"{key}.npy", 0) for key in ARRAYS[args.dataset_on_host :])
             mark = file.zip.comment.decode()
     fingerprint = hashlib.sha256(repr(checksums).encode()).hexdigest()[:16]
-    if size + 2**30 > (free := free_memory()):
-        fail(f"{path} takes {size / 1e9:.1f} GB and training about 1, but {free / 1e9:.1f} are free"
+    more = 1 if len(env.observation_space.shape) == 1 else 3
+    if size + more * 1e9 > (free := free_memory()):
+        fail(f"{path} takes {size / 1e9:.1f} GB and training about {more}, but {free / 1e9:.1f} are free"
              + "; --dataset-on-host leaves its observations on the disk" * (not args.dataset_on_host))
     parts = [load_part(args, env, name) for name in files]
     if not parts:
@@ -557,8 +566,9 @@ class Episodes(gymnasium.Wrapper):
     info says how the episode went, if it ended. Lives in a worker process: no JAX in here."""
 
     def __init__(self, env_id, horizon, seeds, film):
-        if multiprocessing.parent_process():  # a worker: Ctrl-C reaches it too, but the parent decides
+        if parent := multiprocessing.parent_process():  # a worker: Ctrl-C reaches it too, but the parent decides
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # and it outlives none
         super().__init__(make_env(env_id, film is not None))
         self.seeds, self.film = iter(seeds), film
         self.action_space = gymnasium.spaces.Box(-1, 1, (horizon * self.env.action_space.shape[0],))
@@ -638,6 +648,8 @@ def evaluate(args, policy, state, keys, step, caught=()):
     except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
         if not caught:  # else the same signal may have ended the workers
             fail(f"an evaluation worker died or hung ({error!r}); --resume goes on from the checkpoint")
+    except Exception as error:  # whatever an environment can raise; its traceback has been printed
+        fail(f"{args.env_id} failed in an evaluation: {error!r}; --resume goes on from the checkpoint")
     finally:
         if envs:
             for process in envs.processes:
@@ -661,7 +673,7 @@ def check_args(args):
     for name, value in asdict(args).items():
         least = 0 if name in ("seed", "log_interval", "eval_interval", "eval_episodes") else 1
         is_share = name in ("gamma", "tau", "learning_rate", "expectile")
-        if ((type(value) is int and value < least) or (type(value) is tuple and min(value, default=0) < 1)
+        if ((type(value) is int and not least <= value < 2**31) or (type(value) is tuple and min(value, default=0) < 1)
                 or (type(value) is float and not (0 < value <= 1 if is_share else 0 <= value < float("inf")))):
             fail(f"--{name.replace('_', '-')} {value} is out of range")
     if args.eval_only and not args.eval_episodes:
@@ -670,8 +682,9 @@ def check_args(args):
 
 def read_record(run_dir):
     try:
-        return json.loads((run_dir / "args.json").read_text())
-    except (OSError, ValueError) as error:
+        record = json.loads((run_dir / "args.json").read_text())
+        return record | dict(algorithm=record["algorithm"], fingerprint=record["dataset"]["fingerprint"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         fail(f"{run_dir} holds no run that can be read: {error}")
 
 
@@ -683,22 +696,33 @@ def open_run(args):
         fail("--resume and --eval-only need the --run-dir of a run")
     name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     args.run_dir = args.run_dir or Path("runs") / name
-    if (args.run_dir / "args.json").exists() != again:
-        fail(f"{args.run_dir} holds {'no run' if again else 'a run: --resume it, or choose another --run-dir'}")
+    made, lock = False, None
     try:
+        if again and not (args.run_dir / "args.json").exists():
+            fail(f"{args.run_dir} holds no run")
+        made = not args.run_dir.exists()
         args.run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(args.run_dir, os.O_RDONLY)
-    except OSError as error:
-        fail(f"cannot write to {args.run_dir}: {error}")
-    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not args.eval_only and not os.access(args.run_dir, os.W_OK):
+            raise OSError(f"cannot write to {args.run_dir}")
+        names = ("args.json", "train.csv", "eval.csv", "checkpoint.npz")
+        if not again and any((args.run_dir / name).exists() for name in names):
+            fail(f"{args.run_dir} holds a run: --resume it, or choose another --run-dir")
         yield
     except BlockingIOError:
         fail(f"another process is at work in {args.run_dir}")
+    except OSError as error:
+        if lock is None:
+            fail(f"cannot write to {args.run_dir}: {error}")
+        begun = (args.run_dir / "args.json").exists()
+        fail(f"{error}" + f"; --resume goes on from the last checkpoint in {args.run_dir}, if there is one" * begun)
     finally:
-        os.close(lock)
-        if not any(args.run_dir.iterdir()):
-            args.run_dir.rmdir()
+        if lock is not None:
+            with suppress(OSError):
+                if made:
+                    args.run_dir.rmdir()  # if it is empty
+            os.close(lock)
 
 
 def make_record(args, facts):
@@ -713,7 +737,7 @@ def make_record(args, facts):
             "versions"}
         differ = [f"{key} was {old.get(key)} and is {value}" for key, value in record.items()
                   if key not in may_differ and value != old.get(key)]
-        if facts and facts["fingerprint"] != old["dataset"]["fingerprint"]:
+        if facts and facts["fingerprint"] != old["fingerprint"]:
             differ.append(f"the content of the dataset {facts['path']}")
         if differ:
             fail(f"{args.run_dir} holds another run: {'; '.join(differ)}")
@@ -738,7 +762,7 @@ def load_checkpoint(path, state):
         fail(f"cannot read the checkpoint {path}: {error or type(error).__name__}")
     like = by_name(state)
     for name, x in like.items():
-        if name not in saved or saved[name].shape != x.shape:
+        if name not in saved or saved[name].shape != x.shape or saved[name].dtype != x.dtype:
             fail(f"{path} is of another network: {name} is not there in the shape {x.shape}")
     return jax.tree.unflatten(jax.tree.structure(state), [saved.pop(name) for name in like]), saved
 
@@ -794,10 +818,7 @@ def train(args, catch=list):
     args = replace(args)
     check_args(args)
     with open_run(args):
-        try:
-            run(args, catch)
-        except OSError as error:  # a full disk, for one
-            fail(f"{error}; --resume goes on from the last checkpoint in {args.run_dir}, if there is one")
+        run(args, catch)
     return args.run_dir
 
 
@@ -805,7 +826,7 @@ def run(args, catch):
     try:
         jax.devices()
     except Exception as error:  # an AssertionError, for one
-        fail(f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {' '.join(str(error).split())}")
+        fail(f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {error}")
     env = make_env(args.env_id, args.capture_video)
     dims = stacked(env.observation_space.shape), *env.action_space.shape
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
@@ -825,9 +846,11 @@ def run(args, catch):
     start = jax.jit(jax.vmap(lambda key: init(args, key, *dims)), out_shardings=by_seed)
     pixels = len(dims[0]) > 1
     policy, (updates, draws) = make_policy(args), make_updates(args, facts.get("chunks"), pixels)
-    checkpoint = args.run_dir / "checkpoint.npz"
+    checkpoint, this_run = args.run_dir / "checkpoint.npz", f"{record['algorithm']} on {args.env_id}, seed {args.seed}"
     if args.eval_only or (args.resume and checkpoint.exists()):
         state, since_log = load_checkpoint(checkpoint, jax.eval_shape(start, init_keys))
+        if str(since_log.pop("run", "")) != this_run or "step" not in since_log:
+            fail(f"{checkpoint} is not of {this_run}")
         state, step = jax.device_put(state, by_seed), int(since_log.pop("step"))
     else:
         state, step, since_log = start(init_keys), 0, {}  # since_log: sums since the last row of train.csv
@@ -905,8 +928,8 @@ def run(args, catch):
                                  for k, seed in enumerate(seeds)])
                 since_log = {}
             if due(args.eval_interval):
-                save_checkpoint(checkpoint, state, step=step, **since_log)
-    save_checkpoint(checkpoint, state, step=step, **since_log)
+                save_checkpoint(checkpoint, state, run=this_run, step=step, **since_log)
+    save_checkpoint(checkpoint, state, run=this_run, step=step, **since_log)
     print(f"stopped after update {step}; python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on")
     raise SystemExit(128 + caught[0])
 
@@ -938,6 +961,7 @@ def keep_compiled():
 
 
 def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until there is something to save
     keep_compiled()
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     if args.run_dir and (args.resume or args.eval_only):  # the arguments of that run are the defaults now

@@ -127,19 +127,28 @@ WORKER = {}  # what a worker process keeps between episodes
 
 
 def start_worker(dataset, episode_length):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    if parent := multiprocessing.parent_process():  # and none of us outlives it
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    try:
+        WORKER.update(make_scene(dataset, episode_length))
+    except Exception as error:  # a renderer that cannot start, for one
+        WORKER.update(error=error)
+
+
+def make_scene(dataset, episode_length):
     import ogbench  # noqa: F401  registers the environments
 
     env_id = dataset.replace("-play-", "-").replace("-noisy-", "-")
     env = gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, mode="data_collection",
                          max_episode_steps=episode_length + 1)
     experts, noisy = make_experts(env, dataset)
-    WORKER.update(env=env, experts=experts, noisy=noisy)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    if parent := multiprocessing.parent_process():  # and none of us outlives it
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return dict(env=env, experts=experts, noisy=noisy)
 
 
 def collect_episode(dataset, seed, episode):
+    if error := WORKER.get("error"):
+        raise RuntimeError(str(error))
     for attempt in range(100):
         stream = np.random.SeedSequence([seed, episode, attempt]).generate_state(1)[0]
         rows = play_episode(dataset=dataset, seed=int(stream), **WORKER)
@@ -217,6 +226,8 @@ def collect(args):
         raise SystemExit(f"error: another process is collecting {args.dataset} in {directory}") from None
     except OSError as error:
         raise SystemExit(f"error: cannot write to {directory}: {error.strerror}; nothing was written") from None
+    except Exception as error:  # what a worker can raise
+        raise SystemExit(f"error: no episode of {args.dataset}: {' '.join(str(error).split())}") from None
     finally:
         executor.shutdown(cancel_futures=True)
     return paths[0]

@@ -143,6 +143,13 @@ def test_a_worker_that_dies(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_renderer_that_cannot_start(tmp_path):
+    process = start(tmp_path, "visual-cube-single-play-v0", "--num-workers", 1, env=os.environ | dict(MUJOCO_GL="no"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+    assert err.splitlines()[-1].startswith("error: no episode of visual-cube-single-play-v0: invalid value")
+
+
 def test_a_disk_that_is_full(tmp_path):
     """Files can grow to 4096 bytes, no further."""
     full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

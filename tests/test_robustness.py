@@ -1,6 +1,7 @@
 """What a user can get wrong, and what a machine can do to a run. See also campaign.py, which kills runs."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -57,6 +58,9 @@ def complaint(monkeypatch, folder, flags, name="lps"):
 
 
 FLAGS = {
+    "--horizon 9223372036854775807": "--horizon 9223372036854775807 is out of range",
+    "--batch-size 100000000000": "--batch-size 100000000000 is out of range",
+    "--env-id toy_envs:Half-v0": "actions must be bounded",
     "--gamma 1.5": "--gamma 1.5", "--gamma 0": "--gamma 0", "--tau 2": "--tau 2",
     "--learning-rate 0": "--learning-rate 0",
     "--batch-size 0": "--batch-size 0", "--horizon 0": "--horizon 0", "--horizon 31": "as a chunk, --horizon 31",
@@ -150,7 +154,7 @@ def test_damaged_datasets(tmp_path, monkeypatch, damage):
     assert "cannot read the dataset bad.npz" in message
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "another network"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "another network", "another run"])
 @pytest.mark.parametrize("flags", [["--eval-only"], ["--resume", "--total-steps", "9"]])
 def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
     for path in (folder / "lps").iterdir():
@@ -163,12 +167,74 @@ def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
         if "--resume" in flags:
             return  # a run that was ended before its first checkpoint starts again
         path.unlink()
+    elif damage == "another run":  # of another environment, of the same sizes
+        np.savez(path, **arrays(folder / "lps") | dict(run="lps on toy_envs:Silent-v0, seed 0"))
     elif damage == "another network":
         np.savez(path, **arrays(folder / "lps") | {".params['policy']['mlp'][0]['w']": np.zeros((1, 2, 2))})
     else:
         path.write_bytes({"empty": b"", "cut off": whole[:-100], "flipped": flipped}[damage])
     given = [*flags, "--eval-episodes", "1", "--run-dir", str(tmp_path)]
     assert "checkpoint.npz" in complaint(monkeypatch, tmp_path, given)
+
+
+@pytest.mark.parametrize("record", ["", "{}", "[]", "null", '{"algorithm": "lps", "dataset": {}}'])
+def test_damaged_records(folder, tmp_path, monkeypatch, record):
+    (tmp_path / "args.json").write_text(record)
+    message = complaint(monkeypatch, tmp_path, ["--resume", "--run-dir", "."])
+    assert message.startswith("error: . holds no run that can be read")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "eval.csv", "checkpoint.npz"])
+def test_files_of_another_run_are_left_alone(folder, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("precious")
+    flags = ["--env-id", ID, "--dataset-path", str(folder / "own.npz"), "--run-dir", "."]
+    assert complaint(monkeypatch, tmp_path, flags).startswith("error: . holds a run")
+
+
+def test_an_empty_folder_stays(tmp_path, monkeypatch):
+    complaint(monkeypatch, tmp_path, ["--env-id", ID, "--dataset-path", "none.npz", "--run-dir", "."])
+    assert tmp_path.exists()
+
+
+def test_the_second_of_two_that_start_together_leaves_the_first_alone(folder, tmp_path):
+    """The first one has not written anything yet."""
+    args = lps.Args(env_id=ID, dataset_path=folder / "own.npz", run_dir=tmp_path / "run")
+    with lps.open_run(args):
+        with pytest.raises(SystemExit, match="error: another process is at work"):
+            lps.train(args)
+        assert args.run_dir.exists()
+    assert not args.run_dir.exists()
+
+
+def test_drafts_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path):
+    dead, living = (tmp_path / f".x.csv.{name}.partial" for name in ("1", "2"))
+    dead.touch()
+    with open(living, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with lps.replacing(tmp_path / "x.csv") as draft:
+            draft.write(b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.csv", living.name}
+
+
+@pytest.mark.parametrize("key, value", [("qpos", np.zeros((22, 99))), ("qpos", np.full((22, 21), np.nan)),
+                                        ("qpos", np.full((22, 21), "x")), ("qpos", np.zeros(22))])
+def test_positions_that_do_not_fit(tmp_path, monkeypatch, key, value):
+    data = dict(observations=np.zeros((22, 28)), actions=np.zeros((22, 5)), terminals=np.arange(22) == 21)
+    np.savez(tmp_path / "bad.npz", **data, **{key: value})
+    message = complaint(monkeypatch, tmp_path, ["--dataset-path", "bad.npz"])
+    assert "bad.npz is not a dataset of cube-single-play-singletask-v0" in message
+
+
+def test_a_torn_file_of_observations_is_made_again(folder, tmp_path):
+    (tmp_path / "own.npz").write_bytes((folder / "own.npz").read_bytes())
+    args = lps.Args(env_id=ID, dataset_path=tmp_path / "own.npz", dataset_on_host=True, total_steps=1, eval_episodes=0,
+                    **TINY)
+    lps.train(lps.replace(args, run_dir=tmp_path / "one"))
+    [unpacked] = tmp_path.glob("*.observations")
+    whole = unpacked.read_bytes()
+    unpacked.write_bytes(whole[:-8])
+    lps.train(lps.replace(args, run_dir=tmp_path / "two"))
+    assert unpacked.read_bytes() == whole
 
 
 def test_a_batch_larger_than_the_data_is_drawn_with_repeats(folder, tmp_path):
@@ -225,7 +291,7 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
         if write > 6:  # args.json, three rows and two checkpoints: no more are written
             lps.train(args)
         else:
-            with pytest.raises(SystemExit, match="^error: .*No space left on device; --resume goes on"):
+            with pytest.raises(SystemExit, match="^error: .*No space left on device" + "; --resume goes" * (write > 1)):
                 lps.train(args)
             assert not list((tmp_path / "run").glob(".*")) and (write > 1 or not (tmp_path / "run").exists())
             if write > 3:
@@ -243,6 +309,34 @@ def test_a_worker_that_hangs(tmp_path, monkeypatch):
     args = lps.Args(env_id="toy_envs:Hanging-v0", run_dir=tmp_path, eval_episodes=2)
     with pytest.raises(SystemExit, match="an evaluation worker died or hung"):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # its traceback
+def test_an_environment_that_fails(tmp_path):
+    args = lps.Args(env_id="toy_envs:Failing-v0", run_dir=tmp_path, eval_episodes=2)
+    with pytest.raises(SystemExit, match="^error: toy_envs:Failing-v0 failed in an evaluation: .*its joints ache"):
+        lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_workers_do_not_outlive_a_killed_run(folder, tmp_path, hangs):
+    name = "toy_envs:Hanging-v0" if hangs else ID
+    flags = as_flags(TINY | dict(env_id=name, dataset_path=folder / "own.npz", run_dir=tmp_path / "run",
+                                 total_steps=1, eval_episodes=100_000))
+    process = subprocess.Popen([sys.executable, lps.__file__, *flags], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=os.environ | dict(PYTHONPATH=os.path.dirname(__file__)))
+    family = lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+    end = time.monotonic() + 60
+    while len(family()) < 3:  # itself, a resource tracker, a worker
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(4)
+    process.kill()
+    process.wait()
+    while family():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_clock_that_jumps(folder, tmp_path, monkeypatch):

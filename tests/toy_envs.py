@@ -105,6 +105,11 @@ class Hanging(Counting):
         time.sleep(1000)
 
 
+class Failing(Counting):
+    def step(self, action):
+        raise ValueError("its joints ache")
+
+
 class Keyed(Counting):
     observation_space = gymnasium.spaces.Dict(dict(position=Counting.observation_space))
 
@@ -117,5 +122,9 @@ class Unbounded(Counting):
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Keyed", "Discrete", "Unbounded"):
+class Half(Counting):  # described in several lines
+    action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
+
+
+for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Keyed", "Discrete", "Unbounded", "Failing", "Half"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
