@@ -158,8 +158,8 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
     data = make_data([600])
     load(data, tmp_path)
     size = sum(x.nbytes for x in data.values())
-    monkeypatch.setattr(lps, "free_memory", lambda: 2**30 + size - data["observations"].nbytes + 1000)
-    with pytest.raises(SystemExit, match="but 1.1 are free; --dataset-on-host leaves its observations on the disk"):
+    monkeypatch.setattr(lps, "free_memory", lambda: 10**9 + size - data["observations"].nbytes + 1000)
+    with pytest.raises(SystemExit, match="but 1.0 are free; --dataset-on-host leaves its observations on the disk"):
         load(data, tmp_path)
     load(data, tmp_path, dataset_on_host=True)
     monkeypatch.setattr(lps, "free_memory", lambda: 10**9)
