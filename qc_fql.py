@@ -556,7 +556,7 @@ def act(args, state, s, key):
 # ========================================================================================================== Evaluation
 
 
-PATIENCE = 600  # seconds for an environment to play a chunk
+PATIENCE = 600  # seconds for an environment to start, or to play a chunk
 
 
 class Episodes(gymnasium.Wrapper):
@@ -630,9 +630,12 @@ def evaluate(args, policy, state, keys, step, caught=()):
     no_main, envs = dict(__spec__=None, __file__=None), None
     episode, chunk = np.tile(np.arange(per_seed), args.num_seeds), np.zeros(len(jobs), int)
     outcomes = np.full((args.num_seeds, args.eval_episodes, 3), np.nan)
+    too_long = threading.Timer(PATIENCE, lambda: [process.kill() for process in multiprocessing.active_children()])
+    too_long.start()
     try:
         with mock.patch.multiple(sys.modules["__main__"], create=True, **no_main):
             envs = gymnasium.vector.AsyncVectorEnv(jobs, context="spawn")
+        too_long.cancel()
         envs.reset_async()
         observations, _ = envs.reset_wait(timeout=PATIENCE)
         while np.isnan(outcomes[..., 2]).any() and not caught:
@@ -649,6 +652,7 @@ def evaluate(args, policy, state, keys, step, caught=()):
     except Exception as error:  # whatever an environment can raise; its traceback has been printed
         fail(f"{args.env_id} failed in an evaluation: {error!r}; --resume goes on from the checkpoint")
     finally:
+        too_long.cancel()
         if envs:
             for process in envs.processes:
                 process.kill()

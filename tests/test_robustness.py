@@ -304,9 +304,10 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
     assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["2", "4", "6"]
 
 
-def test_a_worker_that_hangs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["Hanging", "Stuck"])  # in a step, or before its first
+def test_a_worker_that_hangs(tmp_path, monkeypatch, name):
     monkeypatch.setattr(lps, "PATIENCE", 3)
-    args = lps.Args(env_id="toy_envs:Hanging-v0", run_dir=tmp_path, eval_episodes=2)
+    args = lps.Args(env_id=f"toy_envs:{name}-v0", run_dir=tmp_path, eval_episodes=2)
     with pytest.raises(SystemExit, match="an evaluation worker died or hung"):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
 

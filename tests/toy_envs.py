@@ -105,6 +105,12 @@ class Hanging(Counting):
         time.sleep(1000)
 
 
+class Stuck(Counting):
+    def __init__(self):
+        if multiprocessing.parent_process():
+            time.sleep(1000)
+
+
 class Failing(Counting):
     def step(self, action):
         raise ValueError("its joints ache")
@@ -126,5 +132,6 @@ class Half(Counting):  # described in several lines
     action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Keyed", "Discrete", "Unbounded", "Failing", "Half"):
+for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Stuck", "Failing", "Keyed", "Discrete", "Unbounded",
+             "Half"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
