@@ -151,8 +151,6 @@ class Trained:
         """The straightforward form: a dispatch per update, the batch drawn with NumPy and copied in, MeanFlow's jvp on
         the whole batch, one Adam over all parameters, those of the target networks among them."""
         script, args, rng = self.script, self.args, np.random.default_rng(0)
-        plain = {name: form for name, form in dict(descend=plain_descend, meanflow_loss=plain_meanflow_loss).items()
-                 if hasattr(script, name)}
         start, host = self.start(), self.host
         state = jax.tree.map(lambda x: x[0], start)
         both = lambda: (state.params, state.target)
@@ -168,7 +166,7 @@ class Trained:
 
         def call():
             nonlocal state
-            with mock.patch.multiple(script, **plain):  # for the first call, which traces
+            with mock.patch.multiple(script, **plain_forms(script)):  # for the first call, which traces
                 for i in range(self.n):
                     state, metrics = update(state, numpy_batch(), jax.random.fold_in(self.keys[0], i))
             jax.device_get(metrics)
@@ -207,6 +205,12 @@ def plain_meanflow_loss(f, s, a, e, key):
     x, df_dt = jax.jvp(functools.partial(f, s), (z, t, r), (v, jnp.ones_like(t), jnp.zeros_like(r)))
     err = jnp.mean((z - x - jax.lax.stop_gradient(v - (t - r) * (v - df_dt))) ** 2, axis=-1)
     return jnp.mean(err / jnp.sqrt(jax.lax.stop_gradient(err + 1e-3))), {}
+
+
+def plain_forms(script):
+    """By name, what takes the place of the script's own functions in the straightforward form."""
+    forms = dict(descend=plain_descend, meanflow_loss=plain_meanflow_loss)
+    return {name: form for name, form in forms.items() if hasattr(script, name)}
 
 
 def run_script(name, folder, environment, *flags):

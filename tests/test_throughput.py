@@ -62,9 +62,8 @@ def test_speed_changes_no_number(name, monkeypatch):
     state = jax.tree.map(lambda x: x[0], ours.start())
     updates, _ = script.make_updates(ours.args, len(ours.host["starts"]), False)
     fast, metrics = jax.tree.map(lambda x: x[0], updates(4, ours.state, ours.keys, ours.data, 0))
-    for form in ("descend", "meanflow_loss"):
-        if hasattr(script, form):
-            monkeypatch.setattr(script, form, getattr(throughput, f"plain_{form}"))
+    for form, function in throughput.plain_forms(script).items():
+        monkeypatch.setattr(script, form, function)
     state = state._replace(opt_state=optax.adam(lr).init((state.params, state.target)))
     update, batch = jax.jit(partial(script.update, ours.args)), jax.jit(ours.batch)
     for step in range(4):
