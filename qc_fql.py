@@ -869,6 +869,7 @@ def run(args, catch):
         try:
             import wandb
 
+            os.environ.setdefault("WANDB_FINISH_TIMEOUT", "300")  # seconds; a lost connection would hold it for hours
             wandb.init(project="latent-policy-steering", name=args.run_dir.name, dir=args.run_dir, config=record)
         except Exception as error:  # not installed, not logged in, no network
             fail(f"--track: Weights & Biases did not start: {error!r}")

@@ -207,7 +207,7 @@ def collect(args):
     executor = ProcessPoolExecutor(args.num_workers, context, start_worker,
                                    (args.dataset, args.episode_length))
     try:
-        with written_whole(paths[1]) as val, written_whole(paths[0]) as train:
+        with written_whole(paths[0]) as train, written_whole(paths[1]) as val:  # val is in place first
             episodes = executor.map(partial(collect_episode, args.dataset, args.seed), range(sum(counts)))
             with tqdm(total=sum(counts), desc=args.dataset, unit="episode", mininterval=1) as bar:
                 for count, path in zip(counts, (train, val), strict=True):

@@ -170,7 +170,10 @@ def read_experiment(args):
 def read_rows(csv):
     """(step, seed) of every row."""
     lines = csv.read_text().splitlines()[1:] if csv.exists() else []
-    return [tuple(map(int, line.split(",", 2)[:2])) for line in lines]
+    try:
+        return [(int(step), int(seed)) for step, seed, _ in (line.split(",", 2) for line in lines)]
+    except ValueError as error:
+        fail(f"{csv} is no table of a run: {error}")
 
 
 def updates(cell):
@@ -182,8 +185,8 @@ def check_record(cell):
     """What is there was made with the flags that it would be made with now."""
     path = cell.run_dir / "args.json"
     try:
-        record = json.loads(path.read_text()) if path.exists() else cell.facts
-    except ValueError as error:
+        record = {**json.loads(path.read_text())} if path.exists() else cell.facts
+    except (ValueError, TypeError) as error:
         fail(f"cannot read {path}: {error}")
     differ = [f"{key} was {record.get(key)} and is {x}" for key, x in cell.facts.items() if record.get(key) != x]
     if differ:

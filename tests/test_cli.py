@@ -45,6 +45,14 @@ def run(folder, *flags, code=0, **environment):
     return out, err
 
 
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return result
+
+
 def rows(path):
     with open(path) as file:
         return list(csv.DictReader(file))

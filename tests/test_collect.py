@@ -15,23 +15,30 @@ from pathlib import Path
 import numpy as np
 import ogbench
 import pytest
+from test_cli import until
 
 from benchmark import collect
 
 SAME = ["--num-episodes", 3, "--num-workers", 2, "--seed", 5]
 
 
-def run(dataset, folder, *flags):
-    command = [sys.executable, collect.__file__, dataset, "--dataset-dir", folder, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True)
+def start(folder, *flags, **how):
+    command = [sys.executable, collect.__file__, *map(str, flags), "--dataset-dir", folder]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def run(folder, *flags, **how):
+    """Its exit code and what it said on stderr."""
+    process = start(folder, *flags, **how)
+    _, err = process.communicate(timeout=100)
+    return process.returncode, err
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    result = run("puzzle-3x3-noisy-v0", folder, *SAME)
-    assert result.returncode == 0, result.stderr
-    assert "4/4" in result.stderr and "arn" not in result.stderr  # a progress bar, no warning
+    code, err = run(folder, "puzzle-3x3-noisy-v0", *SAME)
+    assert code == 0 and "4/4" in err and "arn" not in err, err  # a progress bar, no warning
     return folder
 
 
@@ -59,8 +66,8 @@ def test_the_mark(folder):
 
 
 def test_the_number_of_workers_changes_nothing_and_the_seed_everything(folder, tmp_path):
-    run("puzzle-3x3-noisy-v0", tmp_path / "one", "--num-episodes", 3, "--num-workers", 1, "--seed", 5)
-    run("puzzle-3x3-noisy-v0", tmp_path / "other", "--num-episodes", 1, "--seed", 6)
+    run(tmp_path / "one", "puzzle-3x3-noisy-v0", "--num-episodes", 3, "--num-workers", 1, "--seed", 5)
+    run(tmp_path / "other", "puzzle-3x3-noisy-v0", "--num-episodes", 1, "--seed", 6)
     with np.load(folder / "puzzle-3x3-noisy-v0.npz") as a, np.load(tmp_path / "one/puzzle-3x3-noisy-v0.npz") as b:
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
@@ -72,8 +79,8 @@ def test_the_number_of_workers_changes_nothing_and_the_seed_everything(folder, t
 
 def test_nothing_is_overwritten_unasked(folder):
     before = (folder / "puzzle-3x3-noisy-v0.npz").read_bytes()
-    result = run("puzzle-3x3-noisy-v0", folder, "--num-episodes", 1)
-    assert result.returncode == 1 and "--overwrite" in result.stderr and result.stderr.count("\n") == 1
+    code, err = run(folder, "puzzle-3x3-noisy-v0", "--num-episodes", 1)
+    assert code == 1 and "--overwrite" in err and err.count("\n") == 1
     assert (folder / "puzzle-3x3-noisy-v0.npz").read_bytes() == before
 
 
@@ -82,28 +89,15 @@ def test_nothing_is_overwritten_unasked(folder):
     ("cube-single-play-v0", ["--num-episodes", 0], "--num-episodes"), ("cube-single-play-v0", ["--seed", -1], "--seed"),
     ("cube-single-play-v0", ["--dataset-dir", "/proc/none"], "cannot write to /proc/none")])
 def test_mistakes_are_told_in_one_line(tmp_path, dataset, flags, message):
-    result = run(dataset, tmp_path, *flags)
-    assert result.returncode == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    code, err = run(tmp_path, dataset, *flags)
+    assert code == 1 and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def start(folder, *flags, **how):
-    command = [sys.executable, collect.__file__, *map(str, flags), "--dataset-dir", folder]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 
 
 def workers(process):
     """The processes that a collection has started."""
     return [int(child) for thread in Path(f"/proc/{process.pid}/task").iterdir()
             for child in (thread / "children").read_text().split()]
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return result
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
@@ -124,7 +118,7 @@ def test_a_stopped_collection_begins_again(folder, tmp_path, number):
     if number in (signal.SIGINT, signal.SIGTERM):
         assert err.endswith("error: stopped; nothing was written\n") and list(tmp_path.iterdir()) == []
         return
-    assert start(*command).wait(60) == 0
+    assert run(*command)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     for path in tmp_path.iterdir():
         with np.load(path) as short, np.load(folder / path.name) as long:
@@ -144,18 +138,16 @@ def test_a_worker_that_dies(tmp_path):
 
 
 def test_a_renderer_that_cannot_start(tmp_path):
-    process = start(tmp_path, "visual-cube-single-play-v0", "--num-workers", 1, env=os.environ | dict(MUJOCO_GL="no"))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+    code, err = run(tmp_path, "visual-cube-single-play-v0", "--num-workers", 1, env=os.environ | dict(MUJOCO_GL="no"))
+    assert code == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
     assert err.splitlines()[-1].startswith("error: no episode of visual-cube-single-play-v0: invalid value")
 
 
 def test_a_disk_that_is_full(tmp_path):
     """Files can grow to 4096 bytes, no further."""
     full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    process = start(tmp_path, "cube-single-play-v0", "--num-episodes", 1, "--episode-length", 99, preexec_fn=full)
-    _, err = process.communicate()
-    assert process.returncode == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+    code, err = run(tmp_path, "cube-single-play-v0", "--num-episodes", 1, "--episode-length", 99, preexec_fn=full)
+    assert code == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
     assert err.splitlines()[-1] == f"error: cannot write to {tmp_path}: File too large; nothing was written"
 
 
@@ -164,9 +156,9 @@ def test_two_collections_of_one_dataset(tmp_path):
     draft = tmp_path / ".cube-single-play-v0-val.npz.partial"
     with open(draft, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        result = run("cube-single-play-v0", tmp_path)
-    assert result.returncode == 1 and result.stderr.startswith("error: another process is collecting cube-single-play")
-    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == [draft]
+        code, err = run(tmp_path, "cube-single-play-v0")
+    assert code == 1 and err.startswith("error: another process is collecting cube-single-play")
+    assert err.count("\n") == 1 and list(tmp_path.iterdir()) == [draft]
 
 
 @pytest.mark.parametrize("dataset", [name for name in collect.NAMES if not name.startswith("visual-")])

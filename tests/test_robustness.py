@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_cli import arrays, rows
+from test_cli import arrays, assert_same_run, rows, until
 from test_dataset import make_data
 from test_scripts import TINY, as_flags
 
@@ -298,10 +298,7 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
                 assert arrays(tmp_path / "run")["step"] == 3
     lps.train(lps.replace(args, resume=write > 1))
     lps.train(lps.replace(args, run_dir=tmp_path / "whole"))
-    first, second = arrays(tmp_path / "run"), arrays(tmp_path / "whole")
-    for key, x in first.items():
-        np.testing.assert_array_equal(x, second[key], err_msg=key)
-    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["2", "4", "6"]
+    assert_same_run(tmp_path / "run", tmp_path / "whole", tables=["train.csv"])
 
 
 @pytest.mark.parametrize("name", ["Hanging", "Stuck"])  # in a step, or before its first
@@ -310,6 +307,21 @@ def test_a_worker_that_hangs(tmp_path, monkeypatch, name):
     args = lps.Args(env_id=f"toy_envs:{name}-v0", run_dir=tmp_path, eval_episodes=2)
     with pytest.raises(SystemExit, match="an evaluation worker died or hung"):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+
+
+@pytest.mark.parametrize("fault", ["dies", "hangs"])
+def test_a_run_whose_worker_failed_goes_on_to_what_it_would_have_been(folder, tmp_path, monkeypatch, fault):
+    args = lps.Args(env_id="toy_envs:Faulty-v0", dataset_path=folder / "own.npz", total_steps=6, log_interval=2,
+                    eval_interval=3, eval_episodes=2, run_dir=tmp_path / "run", **TINY)
+    with monkeypatch.context() as patch:
+        patch.setenv("FAULT", fault)
+        patch.setattr(lps, "PATIENCE", 5)
+        with pytest.raises(SystemExit, match="an evaluation worker died or hung .*--resume goes on"):
+            lps.train(args)
+    assert arrays(tmp_path / "run")["step"] == 3
+    lps.train(lps.replace(args, resume=True))
+    lps.train(lps.replace(args, run_dir=tmp_path / "whole"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # its traceback
@@ -328,16 +340,11 @@ def test_workers_do_not_outlive_a_killed_run(folder, tmp_path, hangs):
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                env=os.environ | dict(PYTHONPATH=os.path.dirname(__file__)))
     family = lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
-    end = time.monotonic() + 60
-    while len(family()) < 3:  # itself, a resource tracker, a worker
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
+    until(lambda: len(family()) >= 3)  # itself, a resource tracker, a worker
     time.sleep(4)
     process.kill()
     process.wait()
-    while family():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: not family())
 
 
 def test_a_clock_that_jumps(folder, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_envs
+from test_cli import until
 from test_scripts import own_data
 
 from benchmark import sweep
@@ -85,14 +86,6 @@ def closing_fd(path):
     file = os.open(path, os.O_RDONLY)
     yield file
     os.close(file)
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return result
 
 
 def contents(folder):
@@ -197,12 +190,22 @@ def test_states(folder, monkeypatch):
     for step, how in ((50, "interrupted"), (100, "done")):
         np.savez(cell.run_dir / "checkpoint.npz", step=step)
         assert sweep.state(cell) == how
+    whole = (cell.run_dir / "train.csv").read_text()
+    for torn in ("step,seed,x\n50\n", "step,seed,x\n50,a,1\n"):
+        (cell.run_dir / "train.csv").write_text(torn)
+        with pytest.raises(SystemExit, match="error: .*train.csv is no table of a run"):
+            sweep.main(sweep.Args("toy.toml", seeds_per_process=2, dry_run=True))
+    (cell.run_dir / "train.csv").write_text(whole)
     (cell.run_dir / "checkpoint.npz").write_bytes(b"torn")
     assert sweep.state(cell) == "interrupted"
     np.savez(cell.run_dir / "checkpoint.npz", step=100)
     record.write_text(record.read_text().replace("3.0", "1.0"))
     with pytest.raises(SystemExit, match="error: .*seed0 holds another run: alpha was 1.0 and is 3.0: move it away"):
         sweep.check_record(cell)
+    for torn in ("", "[]"):
+        record.write_text(torn)
+        with pytest.raises(SystemExit, match="error: cannot read .*args.json"):
+            sweep.check_record(cell)
 
 
 SIZES = {"state": 1400, "visual": 1400, "ablations": 1000, "alpha": 288, "scaled-down": 42, "scaled-down-ablations": 5,

@@ -105,6 +105,15 @@ class Hanging(Counting):
         time.sleep(1000)
 
 
+class Faulty(Counting):
+    """Dies or hangs while the environment variable FAULT says so."""
+
+    def step(self, action):
+        if fault := os.environ.get("FAULT"):
+            os._exit(1) if fault == "dies" else time.sleep(1000)
+        return super().step(action)
+
+
 class Stuck(Counting):
     def __init__(self):
         if multiprocessing.parent_process():
@@ -132,6 +141,6 @@ class Half(Counting):  # described in several lines
     action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Stuck", "Failing", "Keyed", "Discrete", "Unbounded",
-             "Half"):
+for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Faulty", "Stuck", "Failing", "Keyed", "Discrete",
+             "Unbounded", "Half"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
