@@ -241,8 +241,8 @@ def start_up(name):
 
 
 def evaluation(name, repeats):
-    """Seconds for 50 episodes of cube-single: the script's evaluation on all cores and, from fewer episodes, with one
-    environment, and of a serial loop that calls the policy at every step."""
+    """Seconds for 50 episodes of cube-single: the script's evaluation on all cores and with one environment and, from
+    fewer episodes, of a serial loop that calls the policy at every step."""
     script, args, state = latency.prepare(name, run_dir=Path("."))
     state, keys = jax.tree.map(lambda x: x[None], state), jax.random.split(jax.random.key(1), 1)
     policy = script.make_policy(args)
@@ -250,7 +250,7 @@ def evaluation(name, repeats):
     played(1)  # compiles
     everywhere = seconds(lambda: played(50))
     with mock.patch.object(script, "min", lambda *_: 1, create=True):  # how many environments
-        alone = 50 / repeats * seconds(lambda: played(repeats))
+        alone = seconds(lambda: played(50))
     env, took = script.make_env(args.env_id), []
     for episode in range(repeats + 1):
         began, done, t = time.perf_counter(), False, 0
