@@ -165,7 +165,7 @@ def make_env(env_id, film=False):
         near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
         fail(f"cannot make the environment {env_id}: {error}; near: {', '.join(near)}")
     for space, ranks in (env.observation_space, (1, 3)), (env.action_space, (1,)):
-        rank = len(space.shape or ()) if isinstance(space, gymnasium.spaces.Box) else None
+        rank = len(space.shape) if isinstance(space, gymnasium.spaces.Box) else None
         if rank not in ranks or (rank == 3 and space.dtype != np.uint8):
             fail(f"{env_id}: observations must be a flat box or uint8 images, actions a flat box, but one is {space}")
     if not env.action_space.is_bounded():
@@ -202,34 +202,32 @@ def free_memory():
     free = [1024 * int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])]
     group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/"))
     for folder in (group, *group.parents):  # a container's limit, or a cluster's
-        try:
+        with suppress(OSError, ValueError, TypeError):  # it has none
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
             cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
             free.append(limit - used + int(cached[1]))
-        except (OSError, ValueError, TypeError):  # none
-            pass
     if stats := jax.local_devices()[0].memory_stats():
         free.append(stats["bytes_limit"] - stats["bytes_in_use"])
     return min(free)
 
 
 @contextmanager
-def open_npz(path):
+def open_npz(path, kind="dataset"):
     """An .npz file; nothing in it is ever unpickled."""
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
     except Exception as error:  # whatever a damaged file can raise
-        fail(f"cannot read the dataset {path}: {error or type(error).__name__}")
+        fail(f"cannot read the {kind} {path}: {error!r}")
 
 
 def header(source):
-    """The shape and dtype that an .npy begins with."""
+    """An empty array of the shape and dtype that an .npy begins with; it takes no memory."""
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     shape, fortran_order, dtype = read[np.lib.format.read_magic(source)[0]](source)
     if fortran_order and len(shape) > 1:
         raise ValueError("its observations must be stored in C order")
-    return shape, dtype
+    return np.broadcast_to(np.empty((), dtype), shape)
 
 
 def load_part(args, env, path):
@@ -238,8 +236,7 @@ def load_part(args, env, path):
         data = {key: file[key] for key in ARRAYS[1:] if key in file}
         if "observations" in file:
             with file.zip.open("observations.npy") as source:
-                shape, dtype = header(source)
-            data["observations"] = np.broadcast_to(np.empty((), dtype), shape)
+                data["observations"] = header(source)
     length = len(np.atleast_1d(data.get("observations", 0)))
     if "rewards" not in data and "qpos" in data and OGBENCH_ID.fullmatch(args.env_id):
         from ogbench.relabel_utils import relabel_dataset
@@ -261,21 +258,21 @@ def load_part(args, env, path):
             fail(f"{path} has no {key}")
         if data[key].shape != (length, *shape) or data[key].dtype.kind not in "fiub":
             fail(f"{path}: {key} must be numbers {(length, *shape)}, but are {data[key].dtype} {data[key].shape}")
-        if key == "observations":
-            if len(shape) == 3 and dtype != np.uint8:
-                fail(f"{path}: images must be uint8, but {key} are {dtype}")
-            continue
-        data[key] = data[key].astype(np.float32, copy=False)
-        if not np.isfinite(data[key] if key == "terminals" else data[key][data["terminals"] == 0]).all():
-            fail(f"{path}: {key} hold NaN or infinity")
+        if len(shape) == 3 and data[key].dtype != np.uint8:
+            fail(f"{path}: images must be uint8, but {key} are {data[key].dtype}")
+        if key != "observations":
+            data[key] = data[key].astype(np.float32, copy=False)
+            if not np.isfinite(data[key] if key == "terminals" else data[key][data["terminals"] == 0]).all():
+                fail(f"{path}: {key} hold NaN or infinity")
     if length == 0 or data["terminals"][-1] == 0:
         fail(f"{path}: terminals must be 1 in the last row of every trajectory, and are not in the very last")
     return {key: x for key, x in data.items() if key not in ("qpos", "button_states")}
 
 
-def load_observations(args, path, files, fingerprint, like):
-    """The observations of all files as one array like the one given, never twice in memory."""
-    size, found = like.size * like.itemsize, 0
+def load_observations(args, path, files, fingerprint, shape):
+    """The observations of all files as one array, never twice in memory: pixels as uint8, others as float32."""
+    dtype = np.dtype(np.uint8 if len(shape) == 4 else np.float32)
+    size, found = int(np.prod(shape)) * dtype.itemsize, 0
     unpacked = path.resolve().with_name(f"{path.resolve().name}.{fingerprint}.observations")
     if not (args.dataset_on_host and unpacked.exists() and unpacked.stat().st_size == size):
         # Memory of its own pages is aligned so that JAX on a CPU takes it as it is.
@@ -283,17 +280,16 @@ def load_observations(args, path, files, fingerprint, like):
         with tqdm(total=size, desc="observations", unit="B", unit_scale=True, delay=3) as bar, sink as memory:
             for name in files:
                 with open_npz(name) as file, file.zip.open("observations.npy") as source:
-                    if header(source)[1] != like.dtype:
-                        raise ValueError(f"its observations are not {like.dtype}, as in the other files")
+                    stored = header(source).dtype
                     while piece := source.read(2**24):
+                        piece = np.frombuffer(piece, stored).astype(dtype, copy=False)
                         found += memory.write(piece)
-                        bar.update(len(piece))
+                        bar.update(piece.nbytes)
             if found != size:
                 fail(f"{path}: observations are {found} bytes, not {size}")
     if args.dataset_on_host:
-        return np.memmap(unpacked, like.dtype, "r", shape=like.shape)
-    observations = np.frombuffer(memory, like.dtype).reshape(like.shape)
-    return observations if like.ndim == 4 else observations.astype(np.float32, copy=False)
+        return np.memmap(unpacked, dtype, "r", shape=shape)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def load_dataset(args, env):
@@ -301,14 +297,13 @@ def load_dataset(args, env):
     OGBench's compact form: a trajectory of T transitions is T+1 rows, the last of them marked by terminals."""
     path = find_dataset(args)
     files = sorted(x for x in path.glob("*.npz") if not x.stem.endswith("-val")) if path.is_dir() else [path]
-    checksums, mark, size = [], "", 0
+    items, mark = [], ""
     for name in files:
         with open_npz(name) as file:
-            checksums += [(item.filename, item.CRC) for item in file.zip.infolist()]
-            sizes = {item.filename: item.file_size for item in file.zip.infolist()}
-            size += sum(sizes.get(f"{key}.npy", 0) for key in ARRAYS[args.dataset_on_host :])
+            items += file.zip.infolist()
             mark = file.zip.comment.decode()
-    fingerprint = hashlib.sha256(repr(checksums).encode()).hexdigest()[:16]
+    size = sum(item.file_size for item in items if item.filename[:-4] in ARRAYS[args.dataset_on_host :])
+    fingerprint = hashlib.sha256(repr([(item.filename, item.CRC) for item in items]).encode()).hexdigest()[:16]
     more = 1 if len(env.observation_space.shape) == 1 else 3
     if size + more * 1e9 > (free := free_memory()):
         fail(f"{path} takes {size / 1e9:.1f} GB and training about {more}, but {free / 1e9:.1f} are free"
@@ -328,8 +323,7 @@ def load_dataset(args, env):
         fail(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
     if rewards.min() == rewards.max():
         print(f"warning: every reward is {rewards.min()}, there is nothing to improve", file=sys.stderr)
-    like = np.broadcast_to(parts[0]["observations"][:1], (len(t), *env.observation_space.shape))
-    observations = load_observations(args, path, files, fingerprint, like)
+    observations = load_observations(args, path, files, fingerprint, (len(t), *env.observation_space.shape))
     for i in range(0, len(t), 2**20):
         if observations.dtype.kind == "f" and not np.isfinite(observations[i : i + 2**20]).all():
             fail(f"{path}: observations hold NaN or infinity")
@@ -373,8 +367,6 @@ def windows(args, data, i):
     t, first = data["starts"][i][..., None], data["firsts"][i][..., None]
     rows = np.maximum(t + np.arange(1 - FRAMES, args.horizon + 1), first)
     small = {key: data[key][rows.reshape(*i.shape[:-1], -1)] for key in ("observations", "actions", "rewards", "masks")}
-    if data["observations"].ndim == 2:
-        small["observations"] = small["observations"].astype(np.float32)
     firsts = np.broadcast_to(np.arange(i.shape[-1], dtype=np.int32) * rows.shape[-1], i.shape)
     return small | dict(starts=firsts + np.int32(FRAMES - 1), firsts=firsts)
 
@@ -608,22 +600,21 @@ def evaluate(args, policy, state, keys, step, caught=()):
     per_seed = min(args.eval_episodes, -(-len(os.sched_getaffinity(0)) // args.num_seeds))  # a worker a core
     films = args.run_dir.absolute() / "videos"
     jobs = [partial(Episodes, args.env_id, args.horizon,
-                    [100_000 * seed + episode for episode in range(first, args.eval_episodes, per_seed)],
+                    range(100_000 * seed + first, 100_000 * seed + args.eval_episodes, per_seed),
                     films / f"step{step}_seed{seed}.mp4" if args.capture_video and first == 0 else None)
             for seed in seeds for first in range(per_seed)]
     # Workers get Episodes by value and see no main module: else they would import this file, and JAX with it.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    no_main, envs = dict(__spec__=None, __file__=None), None
+    no_main = mock.patch.multiple(sys.modules["__main__"], create=True, __spec__=None, __file__=None)
     episode, chunk = np.tile(np.arange(per_seed), args.num_seeds), np.zeros(len(jobs), int)
-    outcomes = np.full((args.num_seeds, args.eval_episodes, 3), np.nan)
+    outcomes, envs = np.full((args.num_seeds, args.eval_episodes, 3), np.nan), None
     too_long = threading.Timer(PATIENCE, lambda: [process.kill() for process in multiprocessing.active_children()])
     too_long.start()
     try:
-        with mock.patch.multiple(sys.modules["__main__"], create=True, **no_main):
+        with no_main:
             envs = gymnasium.vector.AsyncVectorEnv(jobs, context="spawn")
+        observations, _ = envs.reset()
         too_long.cancel()
-        envs.reset_async()
-        observations, _ = envs.reset_wait(timeout=PATIENCE)
         while np.isnan(outcomes[..., 2]).any() and not caught:
             grid = [x.reshape(args.num_seeds, per_seed, *x.shape[1:]) for x in (observations, episode, chunk)]
             envs.step_async(np.asarray(policy(state, keys, *grid)).reshape(len(jobs), -1))
@@ -680,20 +671,20 @@ def read_record(run_dir):
 def open_run(args):
     """Makes or finds the run directory, and keeps other processes out of it."""
     again = args.resume or args.eval_only
-    if args.run_dir is None and again:
-        fail("--resume and --eval-only need the --run-dir of a run")
+    if again and not (args.run_dir and (args.run_dir / "args.json").exists()):
+        fail(f"--resume and --eval-only need the --run-dir of a run, not {args.run_dir}")
     name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     args.run_dir = args.run_dir or Path("runs") / name
-    made, lock = False, None
     try:
-        if again and not (args.run_dir / "args.json").exists():
-            fail(f"{args.run_dir} holds no run")
         made = not args.run_dir.exists()
         args.run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(args.run_dir, os.O_RDONLY)
+    except OSError as error:
+        fail(f"cannot write to {args.run_dir}: {error}")
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not args.eval_only and not os.access(args.run_dir, os.W_OK):
-            raise OSError(f"cannot write to {args.run_dir}")
+            fail(f"cannot write to {args.run_dir}")
         names = ("args.json", "train.csv", "eval.csv", "checkpoint.npz")
         if not again and any((args.run_dir / name).exists() for name in names):
             fail(f"{args.run_dir} holds a run: --resume it, or choose another --run-dir")
@@ -701,16 +692,13 @@ def open_run(args):
     except BlockingIOError:
         fail(f"another process is at work in {args.run_dir}")
     except OSError as error:
-        if lock is None:
-            fail(f"cannot write to {args.run_dir}: {error}")
         begun = (args.run_dir / "args.json").exists()
         fail(f"{error}" + f"; --resume goes on from the last checkpoint in {args.run_dir}, if there is one" * begun)
     finally:
-        if lock is not None:
-            with suppress(OSError):
-                if made:
-                    args.run_dir.rmdir()  # if it is empty
-            os.close(lock)
+        with suppress(OSError):
+            if made:
+                args.run_dir.rmdir()  # if it is empty
+        os.close(lock)
 
 
 def make_record(args, facts):
@@ -733,7 +721,7 @@ def make_record(args, facts):
 
 
 def by_name(tree):
-    return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def save_checkpoint(path, state, **extra):
@@ -743,11 +731,8 @@ def save_checkpoint(path, state, **extra):
 
 def load_checkpoint(path, state):
     """What was saved: a state, whose names and shapes must be those of the state given, and the extra arrays."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            saved = dict(file)
-    except Exception as error:  # whatever a damaged file can raise
-        fail(f"cannot read the checkpoint {path}: {error or type(error).__name__}")
+    with open_npz(path, "checkpoint") as file:
+        saved = dict(file)
     like = by_name(state)
     for name, x in like.items():
         if name not in saved or saved[name].shape != x.shape or saved[name].dtype != x.dtype:
@@ -781,11 +766,9 @@ def make_updates(args, chunks, pixels):
     def updates(n, state, keys, data, step):
         data, windows = (None, data) if args.dataset_on_host else (data, None)
         def one_seed(state, key, windows):
-            if n > 1:
-                return jax.lax.scan(partial(one_update, data, key), state, (step + jnp.arange(n), windows))
-            # In a loop, XLA on a CPU takes twenty times as long for the gradient of a convolution.
-            state, metrics = one_update(data, key, state, (step, jax.tree.map(lambda x: x[0], windows)))
-            return state, jax.tree.map(lambda x: x[None], metrics)
+            xs = step + jnp.arange(n), windows
+            # One update is unrolled: in a loop, XLA on a CPU takes twenty times as long for a convolution's gradient.
+            return jax.lax.scan(partial(one_update, data, key), state, xs, unroll=2 if n == 1 else 1)
 
         x = state, keys, windows
         if args.num_seeds > 1:
@@ -837,7 +820,7 @@ def run(args, catch):
     checkpoint, this_run = args.run_dir / "checkpoint.npz", f"{record['algorithm']} on {args.env_id}, seed {args.seed}"
     if args.eval_only or (args.resume and checkpoint.exists()):
         state, since_log = load_checkpoint(checkpoint, jax.eval_shape(start, init_keys))
-        if str(since_log.pop("run", "")) != this_run or "step" not in since_log:
+        if str(since_log.pop("run", "")) != this_run:
             fail(f"{checkpoint} is not of {this_run}")
         state, step = jax.device_put(state, by_seed), int(since_log.pop("step"))
     else:
@@ -862,9 +845,8 @@ def run(args, catch):
     with replacing(args.run_dir / "args.json") as file:
         file.write(json.dumps(record, indent=2).encode())
     intervals = [interval for interval in (args.total_steps, args.log_interval, args.eval_interval) if interval]
-    updates_per_call = 1000 if jax.default_backend() != "cpu" else max(1, 50 // args.num_seeds)  # a second or two
-    if pixels:
-        updates_per_call = max(1, updates_per_call // 50)
+    a_second_or_two = 50 // args.num_seeds if jax.default_backend() == "cpu" else 1000
+    updates_per_call = max(1, a_second_or_two // 50 if pixels else a_second_or_two)
     updates_after = lambda step: min(updates_per_call, *(interval - step % interval for interval in intervals))
     reader = ThreadPoolExecutor(1)
 
