@@ -16,6 +16,7 @@ second by the guidance weight w: w = 0 is imitation, w = 1 imitation of the bett
 import difflib
 import fcntl
 import hashlib
+import http.client
 import json
 import mmap
 import multiprocessing
@@ -132,14 +133,17 @@ def replacing(path):
         with suppress(OSError), open(left) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
     try:
-        with open(draft, "wb") as file:
+        with open(draft, "xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 
@@ -159,11 +163,15 @@ def make_env(env_id, film=False):
         env = gymnasium.make(name, disable_env_checker=True, **settings)
         if renders:  # a renderer that cannot start shows it here
             env.reset(seed=0)
-            env.render()
+            if env.render() is None:
+                raise ValueError("render() returns nothing")
+        if film:
+            import imageio_ffmpeg  # noqa: F401
     except Exception as error:  # whatever an environment can raise
         if renders and not isinstance(error, gymnasium.error.Error):
-            fail(f"{env_id} cannot render: {error}; install what MUJOCO_GL="
-                 f"{os.environ.get('MUJOCO_GL')} needs, or set MUJOCO_GL to egl (a GPU, or Mesa's libEGL) or osmesa")
+            way_out = (f"; install what MUJOCO_GL={os.environ.get('MUJOCO_GL')} needs, "
+                       "or set MUJOCO_GL to egl (a GPU, or Mesa's libEGL) or osmesa")
+            fail(f"{env_id} cannot render: {error}{way_out * bool(match)}")
         kinds = ("-play-singletask", "-noisy-singletask")
         ids = [id.replace("-singletask", kind) for kind in kinds for id in gymnasium.registry]
         near = difflib.get_close_matches(env_id, filter(OGBENCH_ID.fullmatch, ids), 5, 0)
@@ -182,12 +190,12 @@ def make_env(env_id, film=False):
 def find_dataset(args):
     """The path of the dataset, downloaded if need be."""
     if args.dataset_path is not None:
-        return args.dataset_path.expanduser()
+        return Path(os.path.expanduser(args.dataset_path))
     match = OGBENCH_ID.fullmatch(args.env_id)
     if not match:
         fail(f"{args.env_id} is not an OGBench single-task id: name its dataset with --dataset-path")
     name = f"{match[1]}-{match[2]}-v0"
-    path, url = args.dataset_dir.expanduser() / f"{name}.npz", f"{OGBENCH_URL}/{name}.npz"
+    path, url = Path(os.path.expanduser(args.dataset_dir), f"{name}.npz"), f"{OGBENCH_URL}/{name}.npz"
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +204,7 @@ def find_dataset(args):
                     shutil.copyfileobj(response, sink)
                 if response.length:
                     raise OSError(f"cut off {response.length} bytes before the end")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         fail(f"no {path}, and no download ({error}): fetch {url} or run python benchmark/collect.py {name}")
     return path
 
@@ -222,7 +230,7 @@ def open_npz(path, kind="dataset"):
         with np.load(path, allow_pickle=False) as file:
             yield file
     except Exception as error:  # whatever a damaged file can raise
-        fail(f"cannot read the {kind} {path}: {error!r}")
+        fail(f"cannot read the {kind} {path}: {str(error) or repr(error)}")
 
 
 def header(source):
@@ -234,10 +242,11 @@ def header(source):
     return np.broadcast_to(np.empty((), dtype), shape)
 
 
+@np.errstate(over="ignore")  # what float32 cannot hold is infinity then
 def load_part(args, env, path):
     """What one file holds, checked; of the observations only their shape and dtype."""
     with open_npz(path) as file:
-        data = {key: file[key] for key in ARRAYS[1:] if key in file}
+        data = {key: np.asarray(file[key]) for key in ARRAYS[1:] if key in file}
         if "observations" in file:
             with file.zip.open("observations.npy") as source:
                 data["observations"] = header(source)
@@ -273,6 +282,7 @@ def load_part(args, env, path):
     return {key: x for key, x in data.items() if key not in ("qpos", "button_states")}
 
 
+@np.errstate(over="ignore")
 def load_observations(args, path, files, fingerprint, shape):
     """The observations of all files as one array, never twice in memory: pixels as uint8, others as float32."""
     dtype = np.dtype(np.uint8 if len(shape) == 4 else np.float32)
@@ -287,6 +297,8 @@ def load_observations(args, path, files, fingerprint, shape):
                     stored = header(source).dtype
                     while piece := source.read(2**24):
                         piece = np.frombuffer(piece, stored).astype(dtype, copy=False)
+                        if not np.isfinite(piece).all():
+                            fail(f"{name}: observations hold NaN or infinity")
                         found += memory.write(piece)
                         bar.update(piece.nbytes)
             if found != size:
@@ -328,9 +340,6 @@ def load_dataset(args, env):
     if rewards.min() == rewards.max():
         print(f"warning: every reward is {rewards.min()}, there is nothing to improve", file=sys.stderr)
     observations = load_observations(args, path, files, fingerprint, (len(t), *env.observation_space.shape))
-    for i in range(0, len(t), 2**20):
-        if observations.dtype.kind == "f" and not np.isfinite(observations[i : i + 2**20]).all():
-            fail(f"{path}: observations hold NaN or infinity")
     facts = dict(path=str(path), bytes=sum(name.stat().st_size for name in files), mark=mark,
                  rewards=parts[0].get("rule", "as in the file"), fingerprint=fingerprint,
                  transitions=len(rewards), trajectories=len(ends), chunks=len(starts),
@@ -577,8 +586,10 @@ class Episodes(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Box(0, 255, stacked(shape), dtype)
 
     def reset(self, **_):
-        self.seed = next(self.seeds, None)  # None: this worker has played all its episodes
-        if self.seed is not None:
+        self.seed = next(self.seeds, None)
+        if self.seed is None:  # this worker has played all its episodes
+            self.env.close()
+        else:
             observation, _ = self.env.reset(seed=self.seed)
             self.seen = FRAMES * [observation]
             self.rewards, self.frames = [], [self.env.render()] if self.film else []
@@ -638,6 +649,7 @@ def evaluate(args, policy, state, keys, step, caught=()):
     try:
         with no_main:
             envs = gymnasium.vector.AsyncVectorEnv(jobs, context="spawn")
+        envs.error_queue.get = partial(envs.error_queue.get, timeout=10)  # an error that cannot be pickled never comes
         observations, _ = envs.reset()
         too_long.cancel()
         while np.isnan(outcomes[..., 2]).any() and not caught:
@@ -704,18 +716,20 @@ def open_run(args):
         made = not args.run_dir.exists()
         args.run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(args.run_dir, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is at work in {args.run_dir}")
     except OSError as error:
         fail(f"cannot write to {args.run_dir}: {error}")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not args.eval_only and not os.access(args.run_dir, os.W_OK):
             fail(f"cannot write to {args.run_dir}")
         names = ("args.json", "train.csv", "eval.csv", "checkpoint.npz")
         if not again and any((args.run_dir / name).exists() for name in names):
             fail(f"{args.run_dir} holds a run: --resume it, or choose another --run-dir")
         yield
-    except BlockingIOError:
-        fail(f"another process is at work in {args.run_dir}")
+    except jax.errors.JaxRuntimeError as error:  # too little memory, for one
+        fail(f"JAX: {str(error).splitlines()[0]}")
     except OSError as error:
         begun = (args.run_dir / "args.json").exists()
         fail(f"{error}" + f"; --resume goes on from the last checkpoint in {args.run_dir}, if there is one" * begun)
@@ -765,13 +779,21 @@ def load_checkpoint(path, state):
     return jax.tree.unflatten(jax.tree.structure(state), [saved.pop(name) for name in like]), saved
 
 
+def earlier_lines(path, step):
+    """The header of a csv file, and its rows before a step."""
+    try:
+        header, *lines = path.read_text().splitlines()
+        return [header, *(line for line in lines if int(line.split(",")[0]) < step)]
+    except ValueError as error:
+        fail(f"{path} is no table of a run: {error}")
+
+
 def write_rows(path, rows):
     """Adds rows to a csv file, in place of what a killed run wrote for the same step or later ones."""
-    header, *lines = path.read_text().splitlines() if path.exists() else [",".join(rows[0])]
-    lines = [line for line in lines if int(line.split(",")[0]) < rows[0]["step"]]
+    lines = earlier_lines(path, rows[0]["step"]) if path.exists() else [",".join(rows[0])]
     lines += [",".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()) for row in rows]
     with replacing(path) as file:
-        file.write("\n".join([header, *lines, ""]).encode())
+        file.write("\n".join([*lines, ""]).encode())
 
 
 def make_updates(args, chunks, pixels):
@@ -848,6 +870,8 @@ def run(args, catch):
         if str(since_log.pop("run", "")) != this_run:
             fail(f"{checkpoint} is not of {this_run}")
         state, step = jax.device_put(state, by_seed), int(since_log.pop("step"))
+        for path in filter(Path.exists, (args.run_dir / "train.csv", args.run_dir / "eval.csv")):
+            earlier_lines(path, step)  # a damaged one is refused before any work
     else:
         state, step, since_log = start(init_keys), 0, {}  # since_log: sums since the last row of train.csv
     if step > args.total_steps and not args.eval_only:
@@ -953,7 +977,7 @@ def keep_compiled():
     if not jax.config.jax_compilation_cache_dir:
         kind = re.search(r"(flags|Features).*", Path("/proc/cpuinfo").read_text())[0].encode()
         place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jax", hashlib.sha256(kind).hexdigest()[:8])
-        jax.config.update("jax_compilation_cache_dir", str(place.expanduser()))
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(place))
 
 
 def main():

@@ -189,7 +189,7 @@ def collect(args):
             raise SystemExit(f"error: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.seed < 0:
         raise SystemExit(f"error: --seed must be at least 0, got {args.seed}")
-    directory = args.dataset_dir.expanduser()
+    directory = Path(os.path.expanduser(args.dataset_dir))
     paths = [directory / f"{args.dataset}.npz", directory / f"{args.dataset}-val.npz"]
     there = [str(path) for path in paths if path.exists()]
     if there and not args.overwrite:

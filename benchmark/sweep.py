@@ -41,8 +41,9 @@ QUIET = {"TQDM_DISABLE": "1"}  # no progress bars in the logs
 # What becomes a run: it has these cores, and gets SIGTERM when its sweep dies (PR_SET_PDEATHSIG is 1), however it does.
 PRELUDE = """import ctypes, json, os, sys
 ctypes.CDLL(None).prctl(1, 15)
-os.sched_setaffinity(0, json.loads(sys.argv[1]))
-os.execv(sys.argv[2], sys.argv[2:])"""
+if os.getppid() == int(sys.argv[1]):  # it has not died yet
+    os.sched_setaffinity(0, json.loads(sys.argv[2]))
+    os.execv(sys.argv[3], sys.argv[3:])"""
 
 
 @dataclass
@@ -161,6 +162,8 @@ def read_experiment(args):
             which = ["--env-id", task, "--seed", str(first), "--num-seeds", str(len(seeds))]
             cells.append(Cell(run_dir, script, [*which, *flags], seeds, parsed.total_steps, parsed.eval_episodes > 0,
                               facts | dict(num_seeds=len(seeds))))
+    if not cells:
+        fail(f"{path} makes no run")
     return path.stem, cells
 
 
@@ -169,8 +172,8 @@ def read_experiment(args):
 
 def read_rows(csv):
     """(step, seed) of every row."""
-    lines = csv.read_text().splitlines()[1:] if csv.exists() else []
     try:
+        lines = csv.read_text().splitlines()[1:] if csv.exists() else []
         return [(int(step), int(seed)) for step, seed, _ in (line.split(",", 2) for line in lines)]
     except ValueError as error:
         fail(f"{csv} is no table of a run: {error}")
@@ -232,7 +235,7 @@ def start(cell, cores):
     cell.run_dir.parent.mkdir(parents=True, exist_ok=True)
     again = ["--resume"] if (cell.run_dir / "args.json").exists() else []
     run = [sys.executable, str(ROOT / f"{cell.script}.py"), *cell.flags, "--run-dir", str(cell.run_dir), *again]
-    prelude = [sys.executable, "-S", "-c", PRELUDE, json.dumps(cores)]
+    prelude = [sys.executable, "-S", "-c", PRELUDE, str(os.getpid()), json.dumps(cores)]
     with open(cell.log, "a") as log, open(cell.log) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process inherits it
         print(f"$ {shlex.join(run)}", file=log, flush=True)

@@ -12,6 +12,7 @@ import time
 from importlib import import_module
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from test_cli import arrays, assert_same_run, rows, until
@@ -70,6 +71,8 @@ FLAGS = {
     "--env-id cube-single-play-singletask-task9-v0": "near: cube-single-play-singletask-task",
     "--env-id cube-singel-play-singletask-v0": "near: cube-single-play-singletask-v0",
     "--env-id no_module:No-v0": "cannot make the environment no_module:No-v0",
+    "--env-id toy_envs:Invisible-v0 --capture-video": "Invisible-v0 cannot render: render() returns nothing",
+    "--dataset-path ~nobody_here/own.npz": "~nobody_here/own.npz",
     "--env-id toy_envs:Discrete-v0": "actions a flat box, but one is Discrete(3)",
     "--env-id toy_envs:Keyed-v0": "observations must be a flat box or uint8 images",
     "--env-id toy_envs:Unbounded-v0": "actions must be bounded",
@@ -121,6 +124,7 @@ DATA = {  # of 14 rows
     "terminals must be numbers": change(terminals=np.full(14, "x")),
     "observations must be stored in C order": change(observations=np.zeros((2, 14)).T),
     "observations hold NaN": put("observations", (3, 1), np.nan),
+    "bad.npz: observations hold NaN": put("observations", (3, 1), 1e300),
     "actions hold NaN": put("actions", (3, 0), np.nan),
     "rewards hold NaN": put("rewards", 2, np.inf),
     "masks hold NaN": put("masks", 2, np.nan),
@@ -175,6 +179,16 @@ def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
         path.write_bytes({"empty": b"", "cut off": whole[:-100], "flipped": flipped}[damage])
     given = [*flags, "--eval-episodes", "1", "--run-dir", str(tmp_path)]
     assert "checkpoint.npz" in complaint(monkeypatch, tmp_path, given)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "eval.csv"])
+@pytest.mark.parametrize("table", [b"", b"step,seed\n\n", b"step,seed\nt,0\n", b"step,seed\n2,\xff\n"])
+def test_damaged_tables(folder, tmp_path, monkeypatch, name, table):
+    for path in (folder / "lps").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes(table)
+    message = complaint(monkeypatch, tmp_path, ["--resume", "--total-steps", "9", "--run-dir", "."])
+    assert message.startswith(f"error: {name} is no table of a run")
 
 
 @pytest.mark.parametrize("record", ["", "{}", "[]", "null", '{"algorithm": "lps", "dataset": {}}'])
@@ -262,6 +276,15 @@ def test_weights_and_biases_that_do_not_start(folder, monkeypatch, wandb, reason
     assert "--track: Weights & Biases did not start" in message and reason in message
 
 
+def test_a_network_that_does_not_fit_into_memory(folder, tmp_path, monkeypatch):
+    def raise_it(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nMore of it")
+
+    monkeypatch.setattr(lps, "init", raise_it)
+    flags = ["--env-id", ID, "--dataset-path", str(folder / "own.npz"), "--run-dir", "new", *as_flags(TINY)]
+    assert complaint(monkeypatch, tmp_path, flags).startswith("error: JAX: RESOURCE_EXHAUSTED: Out of memory")
+
+
 def lost(*_, **__):
     raise ConnectionError("lost")
 
@@ -291,7 +314,8 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
         if write > 6:  # args.json, three rows and two checkpoints: no more are written
             lps.train(args)
         else:
-            with pytest.raises(SystemExit, match="^error: .*No space left on device" + "; --resume goes" * (write > 1)):
+            told = "^error: .*No space left on device: '.*/run/[a-z.]*'" + "; --resume goes" * (write > 1)
+            with pytest.raises(SystemExit, match=told):
                 lps.train(args)
             assert not list((tmp_path / "run").glob(".*")) and (write > 1 or not (tmp_path / "run").exists())
             if write > 3:
@@ -325,10 +349,21 @@ def test_a_run_whose_worker_failed_goes_on_to_what_it_would_have_been(folder, tm
 
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # its traceback
-def test_an_environment_that_fails(tmp_path):
-    args = lps.Args(env_id="toy_envs:Failing-v0", run_dir=tmp_path, eval_episodes=2)
-    with pytest.raises(SystemExit, match="^error: toy_envs:Failing-v0 failed in an evaluation: .*its joints ache"):
+@pytest.mark.parametrize("fault, reason", [("fails", ".*its joints ache"), ("fails and cannot say", "Empty")])
+def test_an_environment_that_fails(tmp_path, monkeypatch, fault, reason):
+    monkeypatch.setenv("FAULT", fault)
+    args = lps.Args(env_id="toy_envs:Faulty-v0", run_dir=tmp_path, eval_episodes=2)
+    with pytest.raises(SystemExit, match=f"^error: toy_envs:Faulty-v0 failed in an evaluation: {reason}"):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+
+
+def test_environments_are_closed(tmp_path, monkeypatch):
+    """What an environment has started, it can end."""
+    monkeypatch.setenv("CLOSED", str(tmp_path / "closed"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    args = lps.Args(env_id="toy_envs:Faulty-v0", run_dir=tmp_path, eval_episodes=3)
+    lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
+    assert (tmp_path / "closed").read_text() == "closed\n" * 3  # Gymnasium makes one more, to see its spaces
 
 
 @pytest.mark.parametrize("hangs", [False, True])

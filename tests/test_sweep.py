@@ -135,7 +135,7 @@ def test_a_disk_that_is_full(folder):
     write(folder, 'script = "flow_bc"', seeds=2, steps=100)
     full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     _, err = run(code=1, preexec_fn=full)
-    assert err.count("failed with exit code 1") == err.count("File too large; --resume goes on") == 2
+    assert err.count("failed with exit code 1") == err.count("checkpoint.npz'; --resume goes on") == 2
     assert not list(folder.rglob("*.partial")) and not at_work(folder)
     assert "2 done, 0 failed" in run()[0]
     nothing = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -240,6 +240,7 @@ BAD = {
     "no TOML": ("\\", "cannot read toy.toml"),
     "another key": ("task = 3\n" + GOOD, "must hold seeds"),
     "no seeds": (GOOD.replace("1", "0"), "must hold seeds"),
+    "an empty list": (GOOD.replace('"lps"', '"lps", gamma = []'), "toy.toml makes no run"),
     "no runs": (GOOD.replace('{ script = "lps" }', ""), "must hold seeds"),
     "unknown script": (GOOD.replace("lps", "lbs"), "one of cfgrl, dsrl, flow_bc, lps, qc_fql, qc_mfql"),
     "no script": (GOOD.replace("script", "name"), "a run needs a script"),

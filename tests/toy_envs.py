@@ -106,23 +106,35 @@ class Hanging(Counting):
 
 
 class Faulty(Counting):
-    """Dies or hangs while the environment variable FAULT says so."""
+    """Does in its step what the environment variable FAULT says, and notes in the file CLOSED that it is closed."""
 
     def step(self, action):
-        if fault := os.environ.get("FAULT"):
-            os._exit(1) if fault == "dies" else time.sleep(1000)
+        match os.environ.get("FAULT"):
+            case "dies":
+                os._exit(1)
+            case "hangs":
+                time.sleep(1000)
+            case "fails":
+                raise ValueError("its joints ache")
+            case "fails and cannot say":
+                raise ValueError(lambda: "what cannot be pickled")
         return super().step(action)
+
+    def close(self):
+        if path := os.environ.get("CLOSED"):
+            with open(path, "a") as file:
+                print("closed", file=file)
+
+
+class Invisible(Counting):
+    def render(self):
+        return None
 
 
 class Stuck(Counting):
     def __init__(self):
         if multiprocessing.parent_process():
             time.sleep(1000)
-
-
-class Failing(Counting):
-    def step(self, action):
-        raise ValueError("its joints ache")
 
 
 class Keyed(Counting):
@@ -141,6 +153,6 @@ class Half(Counting):  # described in several lines
     action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Faulty", "Stuck", "Failing", "Keyed", "Discrete",
+for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Faulty", "Stuck", "Invisible", "Keyed", "Discrete",
              "Unbounded", "Half"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
