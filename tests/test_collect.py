@@ -22,16 +22,18 @@ from benchmark import collect
 SAME = ["--num-episodes", 3, "--num-workers", 2, "--seed", 5]
 
 
-def start(folder, *flags, **how):
-    command = [sys.executable, collect.__file__, *map(str, flags), "--dataset-dir", folder]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+def command(folder, *flags):
+    return [sys.executable, collect.__file__, "--dataset-dir", folder, *map(str, flags)]
 
 
-def run(folder, *flags, **how):
+def start(*given, **how):
+    return subprocess.Popen(command(*given), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def run(*given, **how):
     """Its exit code and what it said on stderr."""
-    process = start(folder, *flags, **how)
-    _, err = process.communicate(timeout=100)
-    return process.returncode, err
+    ran = subprocess.run(command(*given), capture_output=True, text=True, timeout=100, **how)
+    return ran.returncode, ran.stderr
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_nothing_is_overwritten_unasked(folder):
     ("cube-single-play-v0", ["--num-episodes", 0], "--num-episodes"), ("cube-single-play-v0", ["--seed", -1], "--seed"),
     ("cube-single-play-v0", ["--dataset-dir", "/proc/none"], "cannot write to /proc/none")])
 def test_mistakes_are_told_in_one_line(tmp_path, dataset, flags, message):
-    code, err = run(tmp_path, dataset, *flags)
+    code, err = run(tmp_path, dataset, "--num-episodes", 1, "--episode-length", 9, *flags)
     assert code == 1 and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -104,8 +106,8 @@ def workers(process):
 def test_a_stopped_collection_begins_again(folder, tmp_path, number):
     """Nothing that could be taken for a dataset is there, no process is left, and the same command makes the same.
     None: killed while it writes."""
-    command = [tmp_path, "puzzle-3x3-noisy-v0", *SAME, "--episode-length", 99]
-    process = start(*command)
+    given = [tmp_path, "puzzle-3x3-noisy-v0", *SAME, "--episode-length", 99]
+    process = start(*given)
     draft = tmp_path / ".puzzle-3x3-noisy-v0.npz.partial"
     until(lambda: workers(process) if number else draft.exists() and draft.stat().st_size)
     time.sleep(random.uniform(0, 3) if number else 0)
@@ -118,7 +120,7 @@ def test_a_stopped_collection_begins_again(folder, tmp_path, number):
     if number in (signal.SIGINT, signal.SIGTERM):
         assert err.endswith("error: stopped; nothing was written\n") and list(tmp_path.iterdir()) == []
         return
-    assert run(*command)[0] == 0
+    assert run(*given)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     for path in tmp_path.iterdir():
         with np.load(path) as short, np.load(folder / path.name) as long:
