@@ -840,6 +840,7 @@ def run(args, catch):
     dims = stacked(env.observation_space.shape), *env.action_space.shape
     data, facts = (None, {}) if args.eval_only else load_dataset(args, env)
     env.close()
+    del env  # and the half GB that its renderer holds
     record = make_record(args, facts)
     print(f"{record['algorithm']} on {args.env_id}, {args.num_seeds} seed(s) from {args.seed}, {record['device']}")
     facts |= {name: getattr(args, name) for name in DOMAIN_DEFAULTS}
