@@ -120,9 +120,7 @@ def test_nothing_happens_on_import(folder):
 def test_resume_after_sigkill_is_the_same_run(folder, whole):
     flags = [*TINY, *LONG, "--run-dir", "killed"]
     process = start(folder, *flags)
-    while not (folder / "killed/checkpoint.npz").exists():  # the first half is done; now at any moment
-        assert process.poll() is None
-        time.sleep(0.01)
+    until((folder / "killed/checkpoint.npz").exists)  # the first half is done; now at any moment
     time.sleep(random.uniform(0, 4))
     process.kill()
     process.communicate()
@@ -132,8 +130,7 @@ def test_resume_after_sigkill_is_the_same_run(folder, whole):
 
 def test_resume_of_a_run_killed_before_its_first_checkpoint(folder, whole):
     process = start(folder, *TINY, *LONG, "--run-dir", "early")
-    while not (folder / "early/args.json").exists():
-        time.sleep(0.01)
+    until((folder / "early/args.json").exists)
     process.kill()
     process.communicate()
     run(folder, "--run-dir", "early", "--resume")
@@ -246,9 +243,7 @@ def test_non_finite_losses_stop_the_run(tmp_path, monkeypatch):
 
 def test_a_directory_serves_one_run_at_a_time(folder, whole):
     first = start(folder, *TINY, "--total-steps", "100000", "--eval-episodes", "0", "--run-dir", "shared")
-    while not (folder / "shared/args.json").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
+    until((folder / "shared/args.json").exists)
     _, err = run(folder, "--run-dir", "shared", "--resume", code=1)
     first.kill()
     first.communicate()

@@ -65,8 +65,9 @@ def test_an_environment_without_success_reports_returns_only(tmp_path):
     assert np.isnan(row["success"]) and row["return"] == 2 * row["length"]
 
 
-def test_a_dead_worker_ends_the_evaluation_with_a_clear_error(tmp_path):
-    args = settings(tmp_path, env_id="toy_envs:Dying-v0", eval_episodes=20)
+def test_a_dead_worker_ends_the_evaluation_with_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAULT", "dies")
+    args = settings(tmp_path, env_id="toy_envs:Faulty-v0", eval_episodes=20)
     with pytest.raises(SystemExit, match="an evaluation worker died"):
         lps.evaluate(args, lambda *x: np.ones((*x[3].shape, 5)), None, None, 0)
     assert multiprocessing.active_children() == []

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,8 +162,7 @@ def test_damaged_datasets(tmp_path, monkeypatch, damage):
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "another network", "another run"])
 @pytest.mark.parametrize("flags", [["--eval-only"], ["--resume", "--total-steps", "9"]])
 def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
-    for path in (folder / "lps").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder / "lps", tmp_path, dirs_exist_ok=True)
     path = tmp_path / "checkpoint.npz"
     whole = path.read_bytes()
     middle = len(whole) // 2
@@ -184,8 +184,7 @@ def test_damaged_checkpoints(folder, tmp_path, monkeypatch, damage, flags):
 @pytest.mark.parametrize("name", ["train.csv", "eval.csv"])
 @pytest.mark.parametrize("table", [b"", b"step,seed\n\n", b"step,seed\nt,0\n", b"step,seed\n2,\xff\n"])
 def test_damaged_tables(folder, tmp_path, monkeypatch, name, table):
-    for path in (folder / "lps").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder / "lps", tmp_path, dirs_exist_ok=True)
     (tmp_path / name).write_bytes(table)
     message = complaint(monkeypatch, tmp_path, ["--resume", "--total-steps", "9", "--run-dir", "."])
     assert message.startswith(f"error: {name} is no table of a run")
@@ -321,12 +320,14 @@ def test_a_disk_that_is_full(folder, tmp_path, monkeypatch, write):
             if write > 3:
                 assert arrays(tmp_path / "run")["step"] == 3
     lps.train(lps.replace(args, resume=write > 1))
+    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["2", "4", "6"]
     lps.train(lps.replace(args, run_dir=tmp_path / "whole"))
     assert_same_run(tmp_path / "run", tmp_path / "whole", tables=["train.csv"])
 
 
-@pytest.mark.parametrize("name", ["Hanging", "Stuck"])  # in a step, or before its first
+@pytest.mark.parametrize("name", ["Faulty", "Stuck"])  # in a step, or before its first
 def test_a_worker_that_hangs(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FAULT", "hangs")
     monkeypatch.setattr(lps, "PATIENCE", 3)
     args = lps.Args(env_id=f"toy_envs:{name}-v0", run_dir=tmp_path, eval_episodes=2)
     with pytest.raises(SystemExit, match="an evaluation worker died or hung"):
@@ -368,12 +369,11 @@ def test_environments_are_closed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_workers_do_not_outlive_a_killed_run(folder, tmp_path, hangs):
-    name = "toy_envs:Hanging-v0" if hangs else ID
-    flags = as_flags(TINY | dict(env_id=name, dataset_path=folder / "own.npz", run_dir=tmp_path / "run",
+    flags = as_flags(TINY | dict(env_id="toy_envs:Faulty-v0", dataset_path=folder / "own.npz", run_dir=tmp_path / "run",
                                  total_steps=1, eval_episodes=100_000))
     process = subprocess.Popen([sys.executable, lps.__file__, *flags], start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | dict(PYTHONPATH=os.path.dirname(__file__)))
+                               env=os.environ | dict(PYTHONPATH=os.path.dirname(__file__), FAULT="hangs" * hangs))
     family = lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
     until(lambda: len(family()) >= 3)  # itself, a resource tracker, a worker
     time.sleep(4)
@@ -410,8 +410,7 @@ def test_the_second_signal_is_not_caught():
     try:
         caught = lps.catch_signals()
         os.kill(os.getpid(), signal.SIGTERM)
-        while not caught:
-            time.sleep(0.01)
+        until(lambda: caught)
         assert caught == [signal.SIGTERM]
         assert {signal.getsignal(number) for number in handlers} == {signal.SIG_DFL}
     finally:

@@ -93,18 +93,6 @@ class Silent(Counting):
     reports_success = False
 
 
-class Dying(Counting):
-    def step(self, action):
-        if self.t == 3:
-            os._exit(1)
-        return super().step(action)
-
-
-class Hanging(Counting):
-    def step(self, action):
-        time.sleep(1000)
-
-
 class Faulty(Counting):
     """Does in its step what the environment variable FAULT says, and notes in the file CLOSED that it is closed."""
 
@@ -153,6 +141,5 @@ class Half(Counting):  # described in several lines
     action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
 
 
-for name in ("Bandit", "Counting", "Silent", "Dying", "Hanging", "Faulty", "Stuck", "Invisible", "Keyed", "Discrete",
-             "Unbounded", "Half"):
+for name in ("Bandit", "Counting", "Silent", "Faulty", "Stuck", "Invisible", "Keyed", "Discrete", "Unbounded", "Half"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
