@@ -1,4 +1,4 @@
-"""What one of the tests' processes has compiled, the others do not compile again."""
+"""A core for each of the tests' processes, and what one of them has compiled, the others do not compile again."""
 
 import os
 import shutil
@@ -8,6 +8,10 @@ MADE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it, and what they start
     MADE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: sharing all cores is a tenth slower
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
 def pytest_unconfigure():
