@@ -106,11 +106,11 @@ def workers(process):
 def test_a_stopped_collection_begins_again(folder, tmp_path, number):
     """Nothing that could be taken for a dataset is there, no process is left, and the same command makes the same.
     None: killed while it writes."""
-    given = [tmp_path, "puzzle-3x3-noisy-v0", *SAME, "--episode-length", 99]
+    given = [tmp_path, "puzzle-3x3-noisy-v0", *SAME]
     process = start(*given)
     draft = tmp_path / ".puzzle-3x3-noisy-v0.npz.partial"
     until(lambda: workers(process) if number else draft.exists() and draft.stat().st_size)
-    time.sleep(random.uniform(0, 3) if number else 0)
+    time.sleep(random.uniform(0, 2) if number else 0)  # alone on two cores it takes more than four
     there = workers(process)
     process.send_signal(number or signal.SIGKILL)
     _, err = process.communicate(timeout=30)
@@ -123,11 +123,9 @@ def test_a_stopped_collection_begins_again(folder, tmp_path, number):
     assert run(*given)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     for path in tmp_path.iterdir():
-        with np.load(path) as short, np.load(folder / path.name) as long:
-            rows = (len(long["terminals"]) // 1001, -1)
-            for key in {*long} - {"terminals"}:
-                np.testing.assert_array_equal(short[key].reshape(*rows, *long[key].shape[1:]),
-                                              long[key].reshape(*rows, *long[key].shape[1:])[:, :100], err_msg=key)
+        with np.load(path) as again, np.load(folder / path.name) as first:
+            for key in first:
+                np.testing.assert_array_equal(again[key], first[key], err_msg=key)
 
 
 def test_a_worker_that_dies(tmp_path):
