@@ -166,10 +166,11 @@ def mean_row(name, rows):
 
 
 def mean_rows(rows):
-    """Per domain (env_id up to -play; noisy data keep their -noisy), and over all tasks."""
-    groups = {}
-    for place in (lambda task: re.split("-play|-singletask", task)[0],
-                  lambda task: f"all {'visual' if task.startswith('visual-') else 'state'} tasks"):
+    """Per domain (env_id up to -play; noisy data keep their -noisy), and if there are several, over all tasks."""
+    groups, domain = {}, lambda task: re.split("-play|-singletask", task)[0]
+    everything = lambda task: f"all {'visual' if task.startswith('visual-') else 'state'} tasks"
+    several = len({domain(row["task or domain"]) for row in rows}) > 1
+    for place in (domain, everything) if several else (domain,):
         for row in rows:
             groups.setdefault((place(row["task or domain"]), row["method"]), []).append(row)
     return [mean_row(name, group) for (name, _), group in groups.items()]

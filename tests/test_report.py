@@ -101,6 +101,8 @@ def test_domain_means_beside_the_published(tmp_path):
              for row in report.mean_rows(rows)}
     assert means == {"cube-single": (0.4, 0.95, {2}), "cube-single-noisy": (0.1, None, {1}), "scene": (0.9, 0.79, {1}),
                      "module:Env-v0": (0.3, None, {1}), "all state tasks": (0.42, 0.66, {5})}
+    one_domain = [row for row in rows if row["task or domain"].startswith("cube-single-play")]
+    assert [row["task or domain"] for row in report.mean_rows(one_domain)] == ["cube-single"]
 
 
 def test_success_over_alpha(tmp_path):
