@@ -166,14 +166,15 @@ def mean_row(name, rows):
 
 
 def mean_rows(rows):
-    """Per domain (env_id up to -play; noisy data keep their -noisy), and if there are several, over all tasks."""
+    """Per domain (env_id up to -play; noisy data keep their -noisy), and over all state or visual tasks, if a method
+    has them of several domains."""
     groups, domain = {}, lambda task: re.split("-play|-singletask", task)[0]
-    everything = lambda task: f"all {'visual' if task.startswith('visual-') else 'state'} tasks"
-    several = len({domain(row["task or domain"]) for row in rows}) > 1
-    for place in (domain, everything) if several else (domain,):
+    for place in domain, lambda task: f"all {'visual' if task.startswith('visual-') else 'state'} tasks":
         for row in rows:
             groups.setdefault((place(row["task or domain"]), row["method"]), []).append(row)
-    return [mean_row(name, group) for (name, _), group in groups.items()]
+    domains = lambda group: {domain(row["task or domain"]) for row in group}
+    return [mean_row(name, group) for (name, _), group in groups.items()
+            if name in domains(group) or len(domains(group)) > 1]
 
 
 def remarks(cells):

@@ -103,6 +103,8 @@ def test_domain_means_beside_the_published(tmp_path):
                      "module:Env-v0": (0.3, None, {1}), "all state tasks": (0.42, 0.66, {5})}
     one_domain = [row for row in rows if row["task or domain"].startswith("cube-single-play")]
     assert [row["task or domain"] for row in report.mean_rows(one_domain)] == ["cube-single"]
+    one_of_each = one_domain + [row | {"task or domain": "visual-" + row["task or domain"]} for row in one_domain]
+    assert [row["task or domain"] for row in report.mean_rows(one_of_each)] == ["cube-single", "visual-cube-single"]
 
 
 def test_success_over_alpha(tmp_path):
