@@ -110,7 +110,8 @@ def test_what_is_printed(whole):
 
 def test_nothing_happens_on_import(folder):
     listing = sorted(folder.iterdir())
-    code = ("import lps, os, signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler; "
+    code = ("import os, signal; before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]; "
+            "import lps; assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before; "
             "assert 'MUJOCO_GL' not in os.environ")
     environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
     subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, check=True, env=environment)

@@ -164,7 +164,7 @@ def test_two_collections_of_one_dataset(tmp_path):
 @pytest.mark.parametrize("dataset", [name for name in collect.NAMES if not name.startswith("visual-")])
 def test_every_state_dataset(dataset):
     """Twenty rows of each: the expert acts, the rows fit the environment."""
-    collect.start_worker(dataset, episode_length=19)
+    collect.WORKER.update(collect.make_scene(dataset, episode_length=19))
     rows = collect.collect_episode(dataset, 0, 0)
     assert len(rows["observations"]) == len(rows["terminals"]) == 20 and rows["terminals"].sum() == 1
     assert rows["observations"].shape[1:] == collect.WORKER["env"].observation_space.shape
