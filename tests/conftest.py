@@ -1,7 +1,8 @@
-"""A core for each of the tests' processes, and what one of them has compiled, the others do not compile again."""
+"""A core for each process, signals as a terminal gives them; what one has compiled, the others do not compile again."""
 
 import os
 import shutil
+import signal
 import tempfile
 
 MADE = None
@@ -12,6 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: sharing all cores is a tenth slower
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs, and what they start, ignore it
 
 
 def pytest_unconfigure():
