@@ -190,8 +190,8 @@ def update(args, state, batch, key):
     e = sphere(jax.random.normal(prior_key, a.shape))
 
     # y = sum_i gamma^i r_i + gamma^H m mean_k Qbar_k(s', a'),  a' = decode(s', l(s'))
-    next_q = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key))
-    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_q.mean(axis=0)
+    next_v = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key)).mean(axis=0)
+    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key)
@@ -219,7 +219,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened. The key is for methods that act with noise."""
+    """The chunks of actions at observations s, flattened."""
     z = sphere(state["latent_actor"].apply_fn(state["latent_actor"].params, s))
     return decode(args, state["policy"], s, z)
 

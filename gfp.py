@@ -3,16 +3,15 @@
 # ///
 """GFP, guided flow policy: offline RL in one file. Paper: arXiv 2512.03973, here with chunks of actions.
 
-A flow policy v imitates, but most of all the chunks that the critic finds better than the student's. A student mu turns
-noise into a chunk in one step, pulled by the critic's gradient to what pays, and by a weight alpha to what v makes of
-the same noise. The published setting is --horizon 1.
+A flow policy v imitates most of all the chunks that the critic rates above the student's. A student mu turns noise
+into a chunk in one step, pulled by the critic to what pays and by alpha to v. The published setting is --horizon 1.
 
     policy    min_v   E g (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates (flow matching, weighted)
               g = sigmoid(lambda (Q(s, a) - Q(s, mu(s, e))) / eta),  Q = mean_k Qbar_k
     critic    min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m mean_k Qbar_k(s', a')
     student   min_mu  E alpha (mu(s, e) - decode(s, e))^2 - lambda Q(s, mu(s, e))      improves
 
-    diff qc_fql.py gfp.py       # the teacher imitates only what the critic finds better than the student
+    diff qc_fql.py gfp.py   # the teacher imitates most of all what the critic finds better than the student
 """
 
 import json
@@ -189,16 +188,16 @@ def update(args, state, batch, key):
     e = jax.random.normal(prior_key, a.shape)
 
     # y = sum_i gamma^i r_i + gamma^H m mean_k Qbar_k(s', a'),  a' = clip mu(s', e'), and decode(s', e') if both
-    next_q = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key)).mean(axis=0)
+    next_v = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key)).mean(axis=0)
     if args.target == "both":
         next_a = decode(args, policy, next_s, jax.random.normal(act_key, a.shape))  # the same e'
-        next_q = (next_q + critic.apply_fn(state["target_critic"], next_s, next_a).mean(axis=0)) / 2
-    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_q
+        next_v = (next_v + critic.apply_fn(state["target_critic"], next_s, next_a).mean(axis=0)) / 2
+    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
     # g = sg(sigmoid(lambda (Q(s, a) - Q(s, clip mu(s, e))) / eta)),  Q = mean_k Qbar_k,  lambda = 1 / E |Q(s, a)|
-    mu = jnp.clip(student.apply_fn(student.params, s, e), -1, 1)
+    a_mu = jnp.clip(student.apply_fn(student.params, s, e), -1, 1)
     q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
-    q_mu = critic.apply_fn(state["target_critic"], s, mu).mean(axis=0)
+    q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)
     g = jax.nn.sigmoid((q - q_mu) / jnp.abs(q).mean() / args.eta)
 
     def policy_loss(params):
@@ -222,7 +221,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened: what the student makes of one draw of noise each."""
+    """The chunks of actions at observations s, flattened."""
     e = jax.random.normal(key, (len(s), args.horizon * args.action_dim))
     return jnp.clip(state["student"].apply_fn(state["student"].params, s, e), -1, 1)
 

@@ -166,7 +166,7 @@ def decode(args, policy, s, z):
 
 
 def best_of(args, state, critic_params, s, z):
-    """Of the chunks made of several latents z for each observation, that with the greatest min_k Q_k, and this value."""
+    """Of the chunks made of several latents z for an observation, that with the greatest min_k Q_k, and this value."""
     policy, critic = state["policy"], state["critic"]
     n = len(z) // len(s)
     a = decode(args, policy, jnp.repeat(policy.apply_fn(policy.params, s, encode=True), n, axis=0), z)
@@ -219,7 +219,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened: each the best of --num-samples by min_k Q_k."""
+    """The chunks of actions at observations s, flattened."""
     e = jax.random.normal(key, (len(s) * args.num_samples, args.horizon * args.action_dim))
     return best_of(args, state, state["critic"].params, s, e)[0]
 

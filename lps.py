@@ -3,17 +3,17 @@
 # ///
 """Latent Policy Steering (LPS): offline RL in one file. Paper: arXiv 2603.05296.
 
-Two networks share the work of improving on the data without leaving it. A MeanFlow policy f imitates: in one call it
-turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions. A latent actor l only chooses the latent, by
-climbing the critic's gradient through f. The latent stays on the sphere, the only place where f learned to decode.
+A MeanFlow policy f imitates: in one call it turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions.
+A latent actor l improves on the data without leaving them: it only chooses the latent, by climbing the critic's
+gradient through f, and stays on the sphere, the only place where f has learned to decode.
 
-    policy         min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)         imitates (MeanFlow, see imitation_loss)
-    critic         min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')
-    latent actor   max_l  E Q(s, f(s, l(s), 1, 1)), which moves l alone      improves
+    policy   min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)               imitates (MeanFlow, see imitation_loss)
+    critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')
+    actor    max_l  E Q(s, f(s, l(s), 1, 1)), which moves l alone            improves
 
-    diff mf_bc.py lps.py     # what is added to imitation: a critic, and an actor that chooses the latent
-    diff qc_mfql.py lps.py   # the same f, but there a weight alpha instead of the sphere keeps the actor near the data
-    diff dsrl.py lps.py      # the same actor, but there a critic of latents is distilled to steer it
+    diff mf_bc.py lps.py    # what is added to imitation: a critic, and an actor that chooses the latent
+    diff lps.py mf_bon.py   # the same policy and critic: a gradient finds the latent, or a search
+    diff dsrl.py lps.py     # the same actor, taught by a distilled critic of latents, or by Q's gradient through f
 """
 
 import json
@@ -198,8 +198,8 @@ def update(args, state, batch, key):
     e = sphere(jax.random.normal(prior_key, a.shape))
 
     # y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a'),  a' = f(s', l(s'), 1, 1)
-    next_q = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key))
-    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_q.min(axis=0)
+    next_v = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key)).min(axis=0)
+    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key)
@@ -221,7 +221,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened. The key is for methods that act with noise."""
+    """The chunks of actions at observations s, flattened."""
     z = sphere(state["latent_actor"].apply_fn(state["latent_actor"].params, s))
     return decode(args, state["policy"], s, z)
 

@@ -172,7 +172,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened: what the policy makes of one draw of noise each."""
+    """The chunks of actions at observations s, flattened."""
     e = jax.random.normal(key, (len(s), args.horizon * args.action_dim))
     return decode(args, state["policy"], s, e)
 

@@ -3,15 +3,15 @@
 # ///
 """MF-BoN, the best of N chunks of a one-step MeanFlow: offline RL in one file. After Q-chunking, arXiv 2507.07969.
 
-A MeanFlow policy f imitates: in one call it turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions. No
-actor chooses the latent: N random ones are decoded, and the critic chooses among the chunks. A search takes the place
-of a gradient, and 32 candidates cost less than one chunk of a flow in ten steps.
+A MeanFlow policy f imitates: in one call it turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions.
+No actor chooses the latent: N random ones are decoded, and the critic chooses among the chunks. 32 candidates of a
+one-step policy cost less than one chunk of a flow in ten steps.
 
     policy   min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)               imitates (MeanFlow, see imitation_loss)
     critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m max_i min_k Qbar_k(s', a'_i)
     acting   argmax_i min_k Q_k(s, a_i),  a_i = f(s, z_i, 1, 1)              improves
 
-    diff lps.py mf_bon.py      # a gradient against a search
+    diff lps.py mf_bon.py   # the same policy and critic: a gradient finds the latent, or a search
 """
 
 import json
@@ -174,7 +174,7 @@ def decode(args, policy, s, z):
 
 
 def best_of(args, state, critic_params, s, z):
-    """Of the chunks made of several latents z for each observation, that with the greatest min_k Q_k, and this value."""
+    """Of the chunks made of several latents z for an observation, that with the greatest min_k Q_k, and this value."""
     policy, critic = state["policy"], state["critic"]
     n = len(z) // len(s)
     a = decode(args, policy, jnp.repeat(policy.apply_fn(policy.params, s, encode=True), n, axis=0), z)
@@ -220,7 +220,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened: each the best of --num-samples by min_k Q_k."""
+    """The chunks of actions at observations s, flattened."""
     z = sphere(jax.random.normal(key, (len(s) * args.num_samples, args.horizon * args.action_dim)))
     return best_of(args, state, state["critic"].params, s, z)[0]
 

@@ -185,8 +185,8 @@ def update(args, state, batch, key):
     e = jax.random.normal(prior_key, a.shape)
 
     # y = sum_i gamma^i r_i + gamma^H m mean_k Qbar_k(s', a'),  a' = clip mu(s', e')
-    next_q = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key))
-    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_q.mean(axis=0)
+    next_v = critic.apply_fn(state["target_critic"], next_s, act(args, state, next_s, act_key)).mean(axis=0)
+    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key)
@@ -209,7 +209,7 @@ def update(args, state, batch, key):
 
 
 def act(args, state, s, key):
-    """The chunks of actions at observations s, flattened: what the student makes of one draw of noise each."""
+    """The chunks of actions at observations s, flattened."""
     e = jax.random.normal(key, (len(s), args.horizon * args.action_dim))
     return jnp.clip(state["student"].apply_fn(state["student"].params, s, e), -1, 1)
 
