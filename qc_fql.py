@@ -270,9 +270,9 @@ def load_dataset(args, env):
         if name in ("actions", "rewards", "masks"):
             x = data[name] = np.array(x, np.float32)
             x[data["terminals"] != 0] = 0  # they are not used there, and may be NaN
-        least, most, limit = x.min(), x.max(), 1 + 1e-5 if name == "actions" else np.finfo(np.float32).max
-        if not -limit <= least <= most <= limit:
-            raise SystemExit(f"{path}: {name} must lie within +-{limit:.3g}, but reach from {least} to {most}")
+        limit = 1 + 1e-5 if name == "actions" else np.finfo(np.float32).max
+        if x.dtype != np.uint8 and not -limit <= x.min() <= x.max() <= limit:
+            raise SystemExit(f"{path}: {name} must lie within +-{limit:.3g}, but reach from {x.min()} to {x.max()}")
     if data["terminals"][-1] == 0:
         raise SystemExit(f"{path}: the last row must end a trajectory, terminals = 1")
     t, ends = np.arange(rows), np.flatnonzero(data["terminals"])
@@ -392,8 +392,7 @@ def report(args, step, name, rows):
 def train(args, stop=()):
     """A run, from its first update or last checkpoint on. A signal that is added to stop ends it, with a checkpoint."""
     args = prepare(args)
-    checkpoint = Path(args.run_dir, "checkpoint.msgpack")
-    env = make_env(args)
+    env, checkpoint = make_env(args), Path(args.run_dir, "checkpoint.msgpack")
     s = stack(np.zeros((1, *env.observation_space.shape)))
     args = replace(args, action_dim=env.action_space.shape[0])
     data, facts = ({}, {}) if args.eval_only else load_dataset(args, env)
@@ -444,7 +443,7 @@ def train(args, stop=()):
                     report(args, step, "eval", rows)
                     bar.set_postfix(success=f"{np.mean([row['success'] for row in rows]):.2f}")
             if stop:
-                print(f"stopped: python {Path(__file__).name} --resume --run-dir {args.run_dir} goes on from {step}")
+                print(f"stopped after update {step}: --resume --run-dir {args.run_dir} goes on")
                 raise SystemExit(128 + stop[0])
             if step >= args.total_steps:
                 return args.run_dir
@@ -457,8 +456,8 @@ def train(args, stop=()):
                 raise SystemExit(f"not finite before update {step}, but what {args.run_dir} holds is: {means}")
             recent.append(dict(updates_per_second=np.full(args.num_seeds, n / (time.perf_counter() - began))) | means)
             if due(args.log_interval):
-                means = {name: np.mean([x[name] for x in recent], axis=0) for name in recent[0]}
-                rows = [{name: float(x[k]) for name, x in means.items()} for k in range(args.num_seeds)]
+                means = {name: np.mean([x[name] for x in recent], axis=0).tolist() for name in recent[0]}
+                rows = [{name: x[k] for name, x in means.items()} for k in range(args.num_seeds)]
                 report(args, step, "train", rows)
                 recent = []
 
@@ -469,12 +468,13 @@ def main():
     args = tyro.cli(Args, description=__doc__.partition("\n")[0])
     if args.resume or args.eval_only:
         path = Path(args.run_dir or "", "args.json")
-        if not path.exists():
-            raise SystemExit(f"--resume and --eval-only need the --run-dir of a run, and there is no {path}")
-        saved = {name: x for name, x in json.loads(path.read_text()).items() if name in vars(args)}
+        record = json.loads(path.read_text()) if path.exists() else {}
+        if record.get("script") != Path(__file__).stem:
+            raise SystemExit(f"--resume and --eval-only need the --run-dir of a run of this script, not {args.run_dir}")
+        saved = {name: x for name, x in record.items() if name in vars(args) and name != "resume"}
         saved |= {name: tuple(x) for name, x in saved.items() if isinstance(x, list)}
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
-        may_change = "total_steps log_interval eval_interval eval_episodes run_dir resume capture_video track".split()
+        may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
         if args.resume and changed:
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
