@@ -7,28 +7,23 @@ the keys, dtypes and episode structure of the published files, made by the same 
 OGBench, arXiv 2410.20092, section on data collection). "play" follows plans with temporally correlated
 noise, "noisy" a Markovian expert with Gaussian action noise; each pursues one random target after another,
 never the evaluation tasks themselves. What was collected here is not what was published: the files say so
-in the comment of their zip archive, which the training scripts print and store.
+in the comment of their zip archive, which report.py reads.
 
 Every episode has its own random stream, made from the seed and the episode's number, so the result does
 not depend on the number of workers.
 """
 
-import contextlib
 import difflib
-import fcntl
 import json
 import multiprocessing
 import os
 import signal
-import threading
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # before mujoco is imported; only visual- datasets render
 import gymnasium
@@ -45,45 +40,46 @@ P_STACK = dict(single=(0, 0), double=(0, 0.25), triple=(0.05, 0.35), quadruple=(
 
 @dataclass
 class Args:
-    dataset: Annotated[str, tyro.conf.Positional]
-    """dataset name, e.g. cube-single-play-v0, scene-noisy-v0, visual-puzzle-3x3-play-v0"""
-    num_episodes: int = 1000
-    """training episodes; a tenth as many go to the -val file"""
-    episode_length: int = 1000
-    """transitions of an episode (OGBench: 1000), which has one row more: its final state"""
-    seed: int = 0
-    """seed of the whole dataset"""
-    dataset_dir: Path = Path("~/.ogbench/data")
-    """directory to write to"""
-    num_workers: int = os.cpu_count()
-    """processes; does not change the result"""
-    overwrite: bool = False
-    """replace files that are there"""
+    dataset: tyro.conf.Positional[str]  # e.g. cube-single-play-v0, scene-noisy-v0, visual-puzzle-3x3-play-v0
+    num_episodes: int = 1000  # training episodes; a tenth as many go to the -val file
+    episode_length: int = 1000  # transitions of an episode (OGBench: 1000), which has one row more: its final state
+    seed: int = 0  # seed of the whole dataset
+    dataset_dir: Path = Path("~/.ogbench/data")  # directory to write to
+    num_workers: int = len(os.sched_getaffinity(0))  # processes; does not change the result
+    overwrite: bool = False  # replace files that are there
 
 
 def make_experts(env, dataset):
-    """The scripted experts of a scene by target, and whether they are Markovian (the "noisy" datasets)."""
-    noisy = "-noisy-" in dataset
-    if noisy:
+    """The scripted experts of a scene by target: Markovian for the "noisy" datasets."""
+    if "-noisy-" in dataset:
         from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle as Button
         from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle as Cube
         from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle as Drawer
         from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle as Window
-
         settings = dict(env=env, min_norm=0.4)
     else:
         from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle as Button
         from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle as Cube
         from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle as Drawer
         from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle as Window
-
         settings = dict(env=env, noise=0.1, noise_smoothing=0.5)
     if "puzzle" in dataset:
-        return {"button": Button(gripper_always_closed=True, **settings)}, noisy
+        return {"button": Button(gripper_always_closed=True, **settings)}
     if "cube" in dataset:
-        return {"cube": Cube(**settings)}, noisy
+        return {"cube": Cube(**settings)}
     return {"cube": Cube(**settings), "button": Button(**settings), "drawer": Drawer(**settings),
-            "window": Window(**settings)}, noisy
+            "window": Window(**settings)}
+
+
+@cache
+def make_scene(dataset, episode_length):
+    """The environment and its experts, once in a worker."""
+    import ogbench  # noqa: F401  registers the environments
+
+    env_id = dataset.replace("-play-", "-").replace("-noisy-", "-")
+    env = gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, mode="data_collection",
+                         max_episode_steps=episode_length + 1)
+    return env, make_experts(env, dataset)
 
 
 def is_healthy(qpos):
@@ -94,12 +90,12 @@ def is_healthy(qpos):
     return not (too_far_right | too_far_left).any()
 
 
-def play_episode(env, experts, noisy, dataset, seed):
+def play_episode(env, experts, dataset, seed):
     """One episode as {key: rows}; everything random in it comes from seed."""
     np.random.seed(seed)  # the experts draw from NumPy's global stream
     low, high = next((p for name, p in P_STACK.items() if name in dataset), (0.5, 0.5))
     p_stack = np.random.uniform(low, high)
-    noise = np.random.uniform(0, 0.1) * np.array([1, 1, 1, 3, 10]) if noisy else np.zeros(5)
+    noise = np.random.uniform(0, 0.1) * np.array([1, 1, 1, 3, 10]) if "-noisy-" in dataset else np.zeros(5)
     ob, info = env.reset(seed=seed)
     expert = experts[info["privileged/target_task"]]
     expert.reset(ob, info)
@@ -123,113 +119,61 @@ def play_episode(env, experts, noisy, dataset, seed):
     return {key: np.array(values, dtypes.get(key, np.float32)) for key, values in rows.items()}
 
 
-WORKER = {}  # what a worker process keeps between episodes
-
-
-def start_worker(dataset, episode_length):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    if parent := multiprocessing.parent_process():  # and none of us outlives it
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    try:
-        WORKER.update(make_scene(dataset, episode_length))
-    except Exception as error:  # a renderer that cannot start, for one
-        WORKER.update(error=error)
-
-
-def make_scene(dataset, episode_length):
-    import ogbench  # noqa: F401  registers the environments
-
-    env_id = dataset.replace("-play-", "-").replace("-noisy-", "-")
-    env = gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, mode="data_collection",
-                         max_episode_steps=episode_length + 1)
-    experts, noisy = make_experts(env, dataset)
-    return dict(env=env, experts=experts, noisy=noisy)
-
-
-def collect_episode(dataset, seed, episode):
-    if error := WORKER.get("error"):
-        raise RuntimeError(str(error))
+def collect_episode(args, episode):
     for attempt in range(100):
-        stream = np.random.SeedSequence([seed, episode, attempt]).generate_state(1)[0]
-        rows = play_episode(dataset=dataset, seed=int(stream), **WORKER)
-        if "scene" not in dataset or is_healthy(rows["qpos"]):
+        stream = np.random.SeedSequence([args.seed, episode, attempt]).generate_state(1)[0]
+        rows = play_episode(*make_scene(args.dataset, args.episode_length), args.dataset, int(stream))
+        if "scene" not in args.dataset or is_healthy(rows["qpos"]):
             return rows
     raise RuntimeError(f"episode {episode}: the cube left the reachable area in 100 attempts")
 
 
-@contextlib.contextmanager
-def written_whole(path):
-    """A draft that becomes path when the block succeeds. A killed process's is taken over, a live one's is not."""
-    draft = path.with_name(f".{path.name}.partial")
-    with open(draft, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield draft
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
 def save(path, data, comment):
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **data)
-        file.flush()
-        os.fsync(file.fileno())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = json.dumps(comment).encode()
+    """A draft takes the file's place when it is whole."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with open(draft, "wb") as file:
+            np.savez_compressed(file, **data)
+        with zipfile.ZipFile(draft, "a") as archive:
+            archive.comment = json.dumps(comment).encode()
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def collect(args):
     """Collects the dataset and returns the path of its training file."""
     if args.dataset not in NAMES:
         near = difflib.get_close_matches(args.dataset, NAMES, n=3, cutoff=0)
-        raise SystemExit(f"error: no dataset {args.dataset!r} can be collected; near: {', '.join(near)}")
-    for name in ("num_episodes", "episode_length", "num_workers"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"error: --{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.seed < 0:
-        raise SystemExit(f"error: --seed must be at least 0, got {args.seed}")
-    directory = Path(os.path.expanduser(args.dataset_dir))
+        raise SystemExit(f"no dataset {args.dataset!r} can be collected; near: {', '.join(near)}")
+    directory = args.dataset_dir.expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{args.dataset}.npz", directory / f"{args.dataset}-val.npz"]
-    there = [str(path) for path in paths if path.exists()]
-    if there and not args.overwrite:
-        raise SystemExit(f"error: {' and '.join(there)} exists; --overwrite replaces it")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"error: cannot write to {directory}: {error.strerror}") from None
-
+    if not args.overwrite and any(path.exists() for path in paths):
+        raise SystemExit(f"{paths[0]} or its -val file exists; --overwrite replaces both")
     counts, length = [args.num_episodes, max(1, args.num_episodes // 10)], args.episode_length + 1  # rows
     comment = dict(collected_by="benchmark/collect.py", dataset=args.dataset, seed=args.seed,
                    num_episodes=args.num_episodes, episode_length=args.episode_length,
                    **{name: version(name) for name in ("ogbench", "mujoco")})
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(args.num_workers, context, start_worker,
-                                   (args.dataset, args.episode_length))
+    ignore_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # it is the parent's to answer
+    executor = ProcessPoolExecutor(args.num_workers, multiprocessing.get_context("spawn"), ignore_ctrl_c)
     try:
-        with written_whole(paths[0]) as train, written_whole(paths[1]) as val:  # val is in place first
-            episodes = executor.map(partial(collect_episode, args.dataset, args.seed), range(sum(counts)))
-            with tqdm(total=sum(counts), desc=args.dataset, unit="episode", mininterval=1) as bar:
-                for count, path in zip(counts, (train, val), strict=True):
-                    data = None
-                    for i in range(count):  # straight into its place: the data exist once
-                        rows = next(episodes)
-                        data = data or {key: np.empty((count * length, *x.shape[1:]), x.dtype)
-                                        for key, x in rows.items()}
-                        for key, x in rows.items():
-                            data[key][i * length : (i + 1) * length] = x
-                        bar.update()
-                    save(path, data, comment)
-    except BrokenProcessPool:
-        raise SystemExit("error: a worker died (out of memory?); nothing was written") from None
-    except BlockingIOError:
-        raise SystemExit(f"error: another process is collecting {args.dataset} in {directory}") from None
-    except OSError as error:
-        raise SystemExit(f"error: cannot write to {directory}: {error.strerror}; nothing was written") from None
-    except Exception as error:  # what a worker can raise
-        raise SystemExit(f"error: no episode of {args.dataset}: {' '.join(str(error).split())}") from None
+        episodes = executor.map(partial(collect_episode, args), range(sum(counts)))
+        parts = []
+        with tqdm(total=sum(counts), desc=args.dataset, unit="episode", mininterval=1) as bar:
+            for count in counts:
+                data = {}
+                for i in range(count):  # straight into its place: the data exist once
+                    for key, x in next(episodes).items():
+                        if i == 0:
+                            data[key] = np.empty((count * length, *x.shape[1:]), x.dtype)
+                        data[key][i * length : (i + 1) * length] = x
+                    bar.update()
+                parts.append(data)
     finally:
         executor.shutdown(cancel_futures=True)
+    for path, data in zip(paths[::-1], parts[::-1]):  # the training file comes last, when all is there
+        save(path, data, comment)
     return paths[0]
 
 
@@ -238,4 +182,4 @@ if __name__ == "__main__":
     try:
         print(collect(tyro.cli(Args, description=__doc__.split("\n")[0])))
     except KeyboardInterrupt:
-        raise SystemExit("error: stopped; nothing was written") from None
+        raise SystemExit("stopped; no file was left unfinished")

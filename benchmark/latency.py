@@ -3,7 +3,7 @@
     python benchmark/latency.py
 
 Nets of full size with random weights on the sizes of cube-single: 28 observations, 5 actions, chunks of 5. A call goes
-through the script's own make_policy, from an observation in NumPy to a chunk in NumPy, as in its evaluation.
+from an observation in NumPy to a chunk in NumPy through the script's own act, compiled, as in its evaluation.
 """
 
 import csv
@@ -12,59 +12,50 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
 import tyro
+from flax.training.train_state import TrainState
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts lie there
 
-S_SHAPE, A_DIM = (28,), 5
-METHODS = {"lps": {}, "dsrl": {}, "qc_fql": {}, "qc_mfql": {}, "cfgrl": {}, "flow_bc": {},
-           "flow_bc --policy meanflow": dict(policy="meanflow")}
+SCRIPTS = ("lps", "mf_bon", "dsrl", "qc_fql", "qc_mfql", "gfp", "cfgrl", "ifql", "flow_bc", "mf_bc")
+OBSERVATION = np.zeros((1, 28), np.float32)
 
 
 @dataclass
 class Args:
-    calls: int = 2000
-    """calls to time, after 100 to warm up"""
-    out: Path = Path(__file__).parent / "results" / "latency.csv"
-    """the csv to write"""
-
-
-def prepare(method, **more):
-    """(script, args, state) of a method."""
-    script = import_module(method.split()[0])
-    args = script.Args(**METHODS[method] | more)
-    script.check_args(args)
-    return script, args, script.init(args, jax.random.key(0), S_SHAPE, A_DIM)
+    scripts: tuple[str, ...] = SCRIPTS  # which
+    calls: int = 2000  # calls to time, after 100 to warm up
+    out: Path = Path(__file__).parent / "results/latency.csv"  # the csv to write
 
 
 def count_evaluations(script, args, state):
-    """{network: evaluations for one chunk}, counted as they happen: without jit, loops run step by step."""
-    names = {id(x): name for name, network in state.params.items() for x in jax.tree.leaves(network)}
-    counts, mlp = Counter(), script.mlp
+    """{network: how often it is evaluated for one chunk}, counted as it happens: without jit, loops run step by step.
+    A call for 32 chunks counts 32 times; one that only encodes the observation does not count."""
+    counts = Counter()
 
-    def counted(layers, *inputs):
-        counts[names[id(layers[0]["w"])]] += 1
-        return mlp(layers, *inputs)
+    def counted(name, apply_fn, params, s, *inputs, encode=False):
+        counts[name] += 0 if encode else len(s)
+        return apply_fn(params, s, *inputs, encode=encode)
 
-    with mock.patch.object(script, "mlp", counted), jax.disable_jit():
-        script.act(args, state, np.zeros(S_SHAPE, np.float32), jax.random.key(1))
+    state = {name: x.replace(apply_fn=partial(counted, name, x.apply_fn)) if isinstance(x, TrainState) else x
+             for name, x in state.items()}
+    with jax.disable_jit():
+        script.act(args, state, OBSERVATION, jax.random.key(1))
     return counts
 
 
 def time_calls(script, args, state, calls):
     """Microseconds of each call."""
-    state, keys = jax.tree.map(lambda x: x[None], state), jax.random.split(jax.random.key(1), 1)
-    policy, took = script.make_policy(args), []
-    observations = np.random.default_rng(0).normal(size=(calls + 100, 1, 1, *S_SHAPE)).astype(np.float32)
-    for i, observation in enumerate(observations):
+    policy, key, took = jax.jit(partial(script.act, args)), jax.random.key(1), []
+    for observation in np.random.default_rng(0).normal(size=(calls + 100, *OBSERVATION.shape)).astype(np.float32):
         began = time.perf_counter()
-        np.asarray(policy(state, keys, observation, np.zeros((1, 1), int), np.full((1, 1), i)))
+        np.asarray(policy(state, observation, key))
         took.append(1e6 * (time.perf_counter() - began))
     return took[100:]
 
@@ -74,15 +65,20 @@ def device_name():
     return device + f", {len(os.sched_getaffinity(0))} cores" * (device == "cpu")
 
 
-def measure(method, calls):
-    script, args, state = prepare(method)
+def measure(name, calls):
+    script = import_module(name)
+    args = script.Args(action_dim=5)
+    state = script.init(args, jax.random.key(0), OBSERVATION)
     counts, took = count_evaluations(script, args, state), time_calls(script, args, state, calls)
     least, median, late = (round(np.percentile(took, share)) for share in (0, 50, 99))
-    return {"method": method, "least (us)": least, "median (us)": median, "99th percentile (us)": late,
-            "evaluations per chunk": sum(counts.values()), "per action": sum(counts.values()) / args.horizon,
+    return {"method": name, "least (us)": least, "median (us)": median, "99th percentile (us)": late,
+            "evaluations per chunk": counts.total(), "per action": counts.total() / args.horizon,
             "of which": ", ".join(f"{name} {n}" for name, n in counts.items()), "calls": calls,
-            "device": device_name(),
-            "load": round(os.getloadavg()[0], 1)}  # processes that wanted a core, this one among them
+            "device": device_name(), "load": round(os.getloadavg()[0], 1)}  # load: processes that wanted a core
+
+
+def print_row(values):
+    print("| " + " | ".join(map(str, values)) + " |", flush=True)
 
 
 def write_table(path, rows):
@@ -95,11 +91,13 @@ def write_table(path, rows):
 
 
 def main(args):
-    if args.calls < 1:
-        raise SystemExit(f"error: --calls {args.calls} is out of range")
-    rows = [measure(method, args.calls) for method in METHODS]
-    print("\n".join(f"| {' | '.join(map(str, line))} |" for line in (
-        rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))))
+    rows = []
+    for name in args.scripts:
+        rows.append(measure(name, args.calls))
+        if len(rows) == 1:
+            print_row(rows[0])
+            print_row(["---"] * len(rows[0]))
+        print_row(rows[-1].values())
     write_table(args.out, rows)
 
 

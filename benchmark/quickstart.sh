@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 [ -d .venv ] || python3 -m venv .venv
 . .venv/bin/activate
 pip install -q -r requirements.txt
-python -c 'import lps; lps.find_dataset(lps.Args())' ||
+python -c 'import lps; args = lps.Args(action_dim=5); lps.load_dataset(args, lps.make_env(args))' ||
   { echo "collecting a small dataset instead"; python benchmark/collect.py cube-single-play-v0 --num-episodes 200; }
 run=runs/quickstart-$(date +%Y%m%d-%H%M%S)
 python lps.py --total-steps 20000 --log-interval 1000 --eval-interval 5000 --run-dir "$run"

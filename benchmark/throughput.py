@@ -1,276 +1,115 @@
 """Speed: updates, start-up, evaluation and memory of every script, beside what this machine could do at best.
 
     python benchmark/throughput.py                                    # all of it, with states
-    python benchmark/throughput.py --scripts lps --num-seeds 1 8
+    python benchmark/throughput.py --scripts lps --num-seeds 1 8 32
     python benchmark/throughput.py --scripts lps --pixels             # visual-cube-single's sizes
 
-Full-size networks, batch 256, cube-single's sizes, random data. What is timed is the script's own code: its compiled
-updates, its command line, its evaluation. Every timing is repeated; median, least and most go to the csv.
+Full-size networks, batch 256, cube-single's sizes, random data. What is timed are runs of the scripts through their
+command line, a process each: the rates stand in their train.csv, the times of evaluations in their eval.csv.
 """
 
-import functools
+import csv
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process and its runs share a GPU's memory
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "benchmark")]
-import latency  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts lie there
+from benchmark.latency import SCRIPTS, device_name, print_row, write_table
 
-SCRIPTS = ("lps", "dsrl", "qc_fql", "qc_mfql", "cfgrl", "flow_bc")
-A_DIM = 5
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class Args:
-    scripts: tuple[str, ...] = SCRIPTS
-    """which"""
-    num_seeds: tuple[int, ...] = (1, 2, 4, 8)
-    """seeds trained together"""
-    pixels: bool = False
-    """observations of 64 x 64 x 3, and nothing but updates"""
-    only_updates: bool = False
-    """no start-up and no evaluation"""
-    repeats: int = 5
-    """timings of each kind; more are steadier"""
-    out: Path = ROOT / "benchmark/results/throughput.csv"
-    """the csv to write"""
-
-
-def fail(message):
-    raise SystemExit(f"error: {message}")
-
-
-def seconds(call):
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def timed(repeats, *calls):
-    """Seconds [call, repeat], after one round that does not count. In turns: a machine that slows down slows all."""
-    return np.array([[seconds(call) for call in calls] for _ in range(repeats + 1)])[1:].T
+    scripts: tuple[str, ...] = SCRIPTS  # which
+    num_seeds: tuple[int, ...] = (1, 2, 4, 8)  # seeds trained together, a run each
+    pixels: bool = False  # observations of 64 x 64 x 3, and no evaluations
+    updates: int | None = None  # between two readings of the clock (default: 50; pixels 2; with a GPU 20 times as many)
+    repeats: int = 5  # readings; more are steadier
+    eval_episodes: int = 50  # of the evaluation at the end of each script's first run; 0: none
+    out: Path = ROOT / "benchmark/results/throughput.csv"  # the csv to write
 
 
 def random_data(pixels, rows=20_000):
     rng = np.random.default_rng(0)
-    frames = lambda: rng.integers(0, 256, (rows, 64, 64, 3), np.uint8)
-    observations = frames() if pixels else rng.normal(size=(rows, 28)).astype(np.float32)
-    return dict(observations=observations, actions=rng.uniform(-1, 1, (rows, A_DIM)).astype(np.float32),
+    if pixels:
+        observations = rng.integers(0, 256, (rows, 64, 64, 3), np.uint8)
+    else:
+        observations = rng.normal(size=(rows, 28)).astype(np.float32)
+    return dict(observations=observations, actions=rng.uniform(-1, 1, (rows, 5)).astype(np.float32),
                 rewards=-np.ones(rows, np.float32), terminals=np.arange(rows) % 1000 == 999)
-
-
-def products(jaxpr, times=1):
-    """Floating-point operations of a jaxpr's matrix products and convolutions, in loops as often as these run."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            total += 2 * times * eqn.outvars[0].aval.size * int(np.prod([left[i] for i in contracted]))
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            out = eqn.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * times * eqn.outvars[0].aval.size * int(np.prod(kernel)) // kernel[out]
-        for inner in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(inner, "jaxpr", inner)  # of a closed one
-            if hasattr(inner, "eqns"):
-                total += products(inner, times * eqn.params.get("length", 1))
-    return total
 
 
 def matrix_rate(repeats):
     """Floating-point operations per second of a chain of (256, 512) x (512, 512) products."""
     x, w = (jax.random.normal(jax.random.key(i), (n, 512)) for i, n in enumerate((256, 512)))
-    chain = jax.jit(lambda x, w: jax.lax.fori_loop(0, 500, lambda _, x: 0.04 * (x @ w), x))
-    return 500 * 2 * 256 * 512 * 512 / timed(repeats, lambda: jax.block_until_ready(chain(x, w)))[0]
+    chain, rates = jax.jit(lambda x, w: jax.lax.fori_loop(0, 500, lambda _, x: 0.04 * (x @ w), x)), []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(chain(x, w))
+        rates.append(500 * 2 * 256 * 512 * 512 / (time.perf_counter() - began))
+    return np.array(rates[1:])
 
 
-class Trained:
-    """A script's state, data and keys for n seeds, and the ways to update it that are compared."""
+def count_flops(name, pixels, folder):
+    """Floating-point operations of one update of one seed, as XLA counts them. It counts the body of a loop once, so
+    loops are unrolled here."""
+    script = import_module(name)
+    args = script.prepare(script.Args(action_dim=5, run_dir=str(folder / "flops")))
+    s = jax.ShapeDtypeStruct((256, 64, 64, 9) if pixels else (256, 28), jnp.uint8 if pixels else jnp.float32)
+    numbers = jax.ShapeDtypeStruct((256,), jnp.float32)
+    batch = dict(observations=s, next_observations=s, actions=jax.ShapeDtypeStruct((256, 25), jnp.float32),
+                 rewards=numbers, masks=numbers)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(partial(script.init, args), key, jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype))
 
-    def __init__(self, name, seeds, pixels, n):
-        self.script, self.n, self.pixels = import_module(name), n, pixels
-        self.args = self.script.Args(num_seeds=seeds)
-        self.script.check_args(self.args)
-        data = random_data(pixels)
-        ends = np.flatnonzero(data.pop("terminals"))
-        rows = np.arange(len(data["rewards"]))
-        starts = rows[rows + self.args.horizon <= ends[np.searchsorted(ends, rows)]]
-        data |= dict(masks=np.ones_like(data["rewards"]), starts=starts.astype(np.int32),
-                     firsts=(starts // 1000 * 1000).astype(np.int32))
-        self.shape = self.script.stacked(data["observations"].shape[1:])
-        self.host, self.data = data, jax.device_put(data)
-        self.keys = jax.random.split(jax.random.key(0), seeds)
-        self.state = self.start()
+    def update(state, batch, key):
+        with jax.disable_jit():
+            return script.update(args, state, batch, key)
 
-    def start(self):
-        one = lambda key: self.script.init(self.args, key, self.shape, A_DIM)
-        return jax.jit(jax.vmap(one))(self.keys)
-
-    def end_to_end(self):
-        """Chunks drawn, metrics fetched: what train() does between two looks at the clock."""
-        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]), self.pixels)
-
-        def call():
-            self.state, metrics = updates(self.n, self.state, self.keys, self.data, 0)
-            jax.device_get(metrics)
-
-        return call
-
-    def batch(self, data, key):
-        chunks = self.script.draw_chunks(self.args, len(data["starts"]), key)
-        return self.script.sample_batch(self.args, data, chunks, key)
-
-    def ceiling(self):
-        """The same update, on one batch that is there already; no metrics come back."""
-        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]), self.pixels)
-        batch = jax.jit(self.batch)(self.data, self.keys[0])
-
-        def call():
-            with mock.patch.object(self.script, "sample_batch", lambda args, data, i, key: data):  # when it traces
-                self.state, _ = jax.block_until_ready(updates(self.n, self.state, self.keys, batch, 0))
-
-        return call
-
-    def plain(self):
-        """The straightforward form: a dispatch per update, the batch drawn with NumPy and copied in, MeanFlow's jvp on
-        the whole batch, one Adam over all parameters, those of the target networks among them."""
-        script, args, rng = self.script, self.args, np.random.default_rng(0)
-        start, host = self.start(), self.host
-        state = jax.tree.map(lambda x: x[0], start)
-        both = lambda: (state.params, state.target)
-        state = state._replace(opt_state=optax.adam(args.learning_rate).init(both()))
-        update = jax.jit(lambda state, batch, key: script.update(args, state, batch, key))
-
-        def numpy_batch():
-            t = host["starts"][rng.integers(len(host["starts"]), size=args.batch_size)]
-            rows = t[:, None] + np.arange(args.horizon)
-            return dict(observations=host["observations"][t], next_observations=host["observations"][t + args.horizon],
-                        actions=host["actions"][rows].reshape(len(t), -1), masks=host["masks"][rows].prod(axis=1),
-                        rewards=(host["rewards"][rows] * args.gamma ** np.arange(args.horizon)).sum(axis=1))
-
-        def call():
-            nonlocal state
-            with mock.patch.multiple(script, **plain_forms(script)):  # for the first call, which traces
-                for i in range(self.n):
-                    state, metrics = update(state, numpy_batch(), jax.random.fold_in(self.keys[0], i))
-            jax.device_get(metrics)
-
-        return call
-
-    def compile_seconds(self):
-        """To trace, lower and compile the updates."""
-        updates, _ = self.script.make_updates(self.args, len(self.host["starts"]), self.pixels)
-        return seconds(lambda: updates.lower(self.n, self.state, self.keys, self.data, 0).compile())
-
-    def flop(self):
-        """Of the matrix products in one update of all seeds."""
-        state, key = jax.tree.map(lambda x: x[0], (self.state, self.keys))
-        batch = jax.eval_shape(self.batch, self.data, key)
-        update = functools.partial(self.script.update, self.args)
-        return self.args.num_seeds * products(jax.make_jaxpr(update)(state, batch, key).jaxpr)
+    return jax.jit(update).lower(state, batch, key).compile().cost_analysis()["flops"]
 
 
-def plain_descend(args, state, losses):
-    grads, metrics = {}, {}
-    for name, loss in losses.items():
-        (metrics[name], _), grads[name] = jax.value_and_grad(loss, has_aux=True)(state.params[name])
-    everything = state.params, state.target
-    grads = grads, jax.tree.map(jnp.zeros_like, state.target)
-    steps, opt_state = optax.adam(args.learning_rate).update(grads, state.opt_state)
-    params, target = optax.apply_updates(everything, steps)
-    target = jax.tree.map(lambda x, y: (1 - args.tau) * x + args.tau * y, target, params.get("critics"))
-    return state._replace(params=params, target=target, opt_state=opt_state), metrics
-
-
-def plain_meanflow_loss(f, s, a, e, key):
-    t, r = jnp.sort(jax.nn.sigmoid(jax.random.normal(key, (2, len(a), 1)) - 0.4), axis=0)[::-1]
-    r = r.at[: len(a) * 3 // 4].set(t[: len(a) * 3 // 4])
-    z, v = (1 - t) * a + t * e, e - a
-    x, df_dt = jax.jvp(functools.partial(f, s), (z, t, r), (v, jnp.ones_like(t), jnp.zeros_like(r)))
-    err = jnp.mean((z - x - jax.lax.stop_gradient(v - (t - r) * (v - df_dt))) ** 2, axis=-1)
-    return jnp.mean(err / jnp.sqrt(jax.lax.stop_gradient(err + 1e-3))), {}
-
-
-def plain_forms(script):
-    """By name, what takes the place of the script's own functions in the straightforward form."""
-    forms = dict(descend=plain_descend, meanflow_loss=plain_meanflow_loss)
-    return {name: form for name, form in forms.items() if hasattr(script, name)}
-
-
-def run_script(name, folder, environment, *flags):
-    """(seconds to the first updates, peak memory in GB) of a run of 50 updates through the command line."""
+def run_script(name, seeds, args, updates, episodes, folder):
+    """Of a run: updates per second of each seed, but for the first interval, which compiles; the seconds that were
+    neither updates at that rate nor evaluation; peak memory in GB; seconds of the evaluation, if there was one."""
+    run_dir = Path(tempfile.mkdtemp(dir=folder), "run")
+    command = [sys.executable, ROOT / f"{name}.py", "--dataset-path", folder / "data.npz", "--num-seeds", seeds,
+               "--total-steps", updates * (args.repeats + 1), "--log-interval", updates, "--eval-interval", 0,
+               "--eval-episodes", episodes, "--run-dir", run_dir]
+    if args.pixels:
+        command += ["--env-id", "visual-cube-single-play-singletask-v0"]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, ROOT / f"{name}.py", "--dataset-path", folder / "data.npz", "--total-steps", "50",
-         "--eval-episodes", "0", "--run-dir", tempfile.mkdtemp(dir=folder) + "/run", *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
-    shown = ""
-    while not re.search(r" 50/50", shown):
-        if not (piece := process.stderr.read(1)):
-            fail(f"{name}.py did not run: {shown.strip().splitlines()[-1:]}")
-        shown += piece
-    seconds = time.perf_counter() - began
-    most = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-    process.communicate()
-    return seconds, int(most[1]) / 1e6
-
-
-def start_up(name):
-    """Cold, with an empty compilation cache, and then warm."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        np.savez(folder / "data.npz", **random_data(False))
-        environment = dict(JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
-        return [run_script(name, folder, environment) for _ in range(2)]
-
-
-def evaluation(name, repeats):
-    """Seconds for 50 episodes of cube-single: the script's evaluation on all cores and with one environment and, from
-    fewer episodes, of a serial loop that calls the policy at every step."""
-    script, args, state = latency.prepare(name, run_dir=Path("."))
-    state, keys = jax.tree.map(lambda x: x[None], state), jax.random.split(jax.random.key(1), 1)
-    policy = script.make_policy(args)
-    played = lambda episodes: script.evaluate(script.replace(args, eval_episodes=episodes), policy, state, keys, 0)
-    played(1)  # compiles
-    everywhere = seconds(lambda: played(50))
-    with mock.patch.object(script, "min", lambda *_: 1, create=True):  # how many environments
-        alone = seconds(lambda: played(50))
-    env, took = script.make_env(args.env_id), []
-    for episode in range(repeats + 1):
-        began, done, t = time.perf_counter(), False, 0
-        observation, _ = env.reset(seed=episode)
-        while not done:
-            index = np.full((1, 1), episode), np.full((1, 1), t)
-            chunk = np.asarray(policy(state, keys, np.float32(observation)[None, None], *index))[0, 0]
-            observation, _, terminated, truncated, _ = env.step(chunk[:A_DIM])
-            done, t = terminated or truncated, t + 1
-        took.append(50 * (time.perf_counter() - began))
-    return everywhere, alone, np.array(took[1:])
+    process = subprocess.Popen(map(str, command), stdout=subprocess.DEVNULL, env=os.environ | {"TQDM_DISABLE": "1"})
+    _, code, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    if code:
+        raise SystemExit(f"{name}.py failed: {' '.join(map(str, command))}")
+    with open(run_dir / "train.csv") as file:
+        rates = np.array([float(row["updates_per_second"]) for row in csv.DictReader(file) if int(row["seed"]) == 0])
+    evaluation = 0.0
+    if episodes:
+        with open(run_dir / "eval.csv") as file:
+            evaluation = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    start = wall - evaluation - updates * (args.repeats + 1) / np.median(rates[1:])
+    return rates[1:], start, usage.ru_maxrss / 1e6, evaluation
 
 
 def main(args):
-    if unknown := set(args.scripts) - set(SCRIPTS):
-        fail(f"--scripts {' '.join(sorted(unknown))}: there are {', '.join(SCRIPTS)}")
-    if args.repeats < 1 or min(args.num_seeds, default=0) < 1:
-        fail("--repeats and --num-seeds must be at least 1")
-    cpu = jax.default_backend() == "cpu"
-    device, rows = latency.device_name(), []
+    updates = args.updates or (2 if args.pixels else 50) * (1 if jax.default_backend() == "cpu" else 20)
+    device, rows = device_name(), []
 
     def note(name, seeds, what, values, unit):
         values = np.atleast_1d(values)
@@ -278,42 +117,29 @@ def main(args):
         rows.append({"script": name, "observations": "pixels" if args.pixels else "states", "seeds": seeds,
                      "what": what, "median": median, "least": least, "most": most, "unit": unit, "timings": len(values),
                      "device": device, "load": round(os.getloadavg()[0], 1)})
-        print(f"| {name} | {seeds} | {what} | {median:g} | {least:g} to {most:g} | {unit} |", flush=True)
+        print_row([name, seeds, what, f"{median:g}", f"{least:g} to {most:g}", unit])
 
-    print(f"{device}\n\n| script | seeds | | median | least to most | |\n| --- | --- | --- | --- | --- | --- |")
+    print(device)
+    print_row(["script", "seeds", "", "median", "least to most", ""])
+    print_row(["---"] * 6)
     rate = matrix_rate(args.repeats)
     note("", 1, "matrix products of 256 x 512 x 512", rate / 1e9, "GFLOP/s")
-    for name in args.scripts:
-        for seeds in args.num_seeds:
-            n = max(1, (50 if cpu else 1000) // seeds // (50 if args.pixels else 1))
-            trained = Trained(name, seeds, args.pixels, n)
-            per_second = lambda took: seeds * n / took  # noqa: B023  called at once
-            ceiling, end_to_end = trained.ceiling(), trained.end_to_end()
-            fixed, whole = timed(args.repeats, ceiling, end_to_end)
-            note(name, seeds, "updates, end to end", per_second(whole), "1/s")
-            note(name, seeds, "updates on a fixed batch", per_second(fixed), "1/s")
-            note(name, seeds, "end to end of that", fixed / whole, "")
-            flop = trained.flop() / seeds
-            note(name, seeds, "matrix products of an update", flop / 1e9, "GFLOP")
-            note(name, seeds, "share of the machine's products", per_second(fixed) * flop / np.median(rate), "")
-            if seeds == 1:
-                note(name, seeds, "to compile", trained.compile_seconds(), "s")
-            if seeds == 1 and not args.pixels:
-                plain, whole = timed(args.repeats, trained.plain(), end_to_end)
-                note(name, seeds, "updates, straightforward form", per_second(plain), "1/s")
-                note(name, seeds, "end to end over that", plain / whole, "")
-        if not args.pixels and not args.only_updates:
-            (cold, memory), (warm, _) = start_up(name)
-            note(name, 1, "command to first updates, nothing compiled", cold, "s")
-            note(name, 1, "command to first updates, again", warm, "s")
-            note(name, 1, "peak memory", memory, "GB")
-            everywhere, alone, serial = evaluation(name, args.repeats)
-            note(name, 1, "evaluation of 50 episodes", everywhere, "s")
-            note(name, 1, "with one environment", alone, "s")
-            note(name, 1, "with a policy call at every step, serially", serial, "s")
-            acting = latency.measure(name, 300)
-            note(name, 1, "one action chunk", acting["median (us)"], "us")
-    latency.write_table(args.out, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        np.savez(folder / "data.npz", **random_data(args.pixels))
+        for name in args.scripts:
+            flops = count_flops(name, args.pixels, folder)
+            note(name, 1, "floating-point operations of an update", flops / 1e9, "GFLOP")
+            for seeds in args.num_seeds:
+                episodes = 0 if args.pixels or seeds != args.num_seeds[0] else args.eval_episodes
+                per_second, start, memory, evaluation = run_script(name, seeds, args, updates, episodes, folder)
+                note(name, seeds, "updates, all seeds together", seeds * per_second, "1/s")
+                note(name, seeds, "share of the machine's products", seeds * per_second * flops / np.median(rate), "")
+                note(name, seeds, "start and end, compiling included", start, "s")
+                note(name, seeds, "peak memory", memory, "GB")
+                if episodes:
+                    note(name, seeds, f"evaluation of {episodes} episodes a seed", evaluation, "s")
+    write_table(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python tests/campaign.py --kills 36 --seed 0
 
-Each script is run once undisturbed and then again, killed outright (SIGKILL) --kills / 6 times on its way, anywhere
-from its first import to its last write. Whenever it was killed, nothing of it may be left running; what it then resumes
-to must be the undisturbed run: every array of the checkpoint bit for bit, every csv row but for the times in it, and
-no file more.
+Each script is run once undisturbed and then again, killed outright (SIGKILL) on its way as many times as its share of
+--kills, anywhere from its first import to its last write. Whenever it was killed, nothing of it may be left running.
+What it then resumes to must be the undisturbed run: every array of the checkpoint bit for bit, every csv row but for
+the times in it, and no file more.
 """
 
 import os
@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,28 +22,21 @@ import numpy as np
 import toy_envs
 import tyro
 from carry import ROOT, SCRIPTS
+from helpers import COUNTING, TINY, as_flags, assert_same_run, checkpoint, finish, make_data, start
 
-sys.path.append(str(ROOT))
-from test_cli import assert_same_run  # noqa: E402
-from test_scripts import TINY, as_flags, own_data  # noqa: E402
-
-FLAGS = ["--env-id", "toy_envs:Counting-v0", "--dataset-path", "own.npz", "--total-steps", "4000", "--log-interval",
-         "300", "--eval-interval", "400", "--eval-episodes", "3", *as_flags(TINY)]
+FLAGS = ["--env-id", COUNTING, "--dataset-path", "own.npz", "--total-steps", "4000", "--log-interval", "300",
+         "--eval-interval", "400", "--eval-episodes", "3", *as_flags(TINY)]
 
 
 @dataclass
 class Args:
-    kills: int = 36
-    """of all scripts together"""
-    seed: int = 0
-    """of the moments"""
+    kills: int = 36  # of all scripts together
+    seed: int = 0  # of the moments
 
 
-def start(folder, name, run_dir):
-    """A new session for each run: whatever it starts can be found by it."""
+def begin(folder, name, run_dir):
     again = ["--resume"] if (folder / run_dir / "args.json").exists() else FLAGS
-    return subprocess.Popen([sys.executable, f"{name}.py", *again, "--run-dir", run_dir], cwd=folder,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return start(folder, name, *again, "--run-dir", run_dir)
 
 
 def alive(session):
@@ -52,19 +44,14 @@ def alive(session):
     return [line for line in listed.splitlines() if " Z" not in line]
 
 
-def finish(process):
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-
-
 def torment(folder, name, kills, seconds):
     """Kills it so many times, then lets it end. Returns the steps at which checkpoints were found."""
     steps = []
     while len(steps) < kills:
-        process = start(folder, name, "killed")
+        process = begin(folder, name, "killed")
         try:
-            process.wait(random.uniform(0, seconds))
-            assert process.returncode == 0, process.stderr.read()
+            process.communicate(timeout=random.uniform(0, seconds))
+            assert process.returncode == 0, name
             shutil.rmtree(folder / "killed")  # it was done: from the beginning again
             continue
         except subprocess.TimeoutExpired:
@@ -74,35 +61,37 @@ def torment(folder, name, kills, seconds):
         while alive(process.pid):
             assert time.monotonic() < deadline, f"orphans of {name}: {alive(process.pid)}"
             time.sleep(0.05)
-        path = folder / "killed/checkpoint.npz"
-        steps.append(int(np.load(path)["step"]) if path.exists() else 0)
-    finish(start(folder, name, "killed"))
+        written = (folder / "killed/checkpoint.msgpack").exists()
+        steps.append(checkpoint(folder / "killed")["step"] if written else 0)
+    finish(begin(folder, name, "killed"))
     return steps
 
 
 def main(args):
     random.seed(args.seed)
     began = time.monotonic()
+    shares = np.diff(np.linspace(0, args.kills, len(SCRIPTS) + 1).round().astype(int))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        (folder / "tmp").mkdir()
         os.environ.update(TMPDIR=str(folder / "tmp"), JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
-        for name in SCRIPTS:
+        for name, kills in zip(SCRIPTS, shares):
             place = folder / name
             place.mkdir()
-            (folder / "tmp").mkdir(exist_ok=True)
             shutil.copy(ROOT / f"{name}.py", place)
             shutil.copy(toy_envs.__file__, place)
-            own_data(place / "own.npz")
-            finish(start(place, name, "warm"))
+            np.savez(place / "own.npz", **make_data([9, 9, 3, 30]))
+            finish(begin(place, name, "warm"))
             once = time.monotonic()
-            finish(start(place, name, "whole"))
-            steps = torment(place, name, args.kills // len(SCRIPTS), time.monotonic() - once)
+            finish(begin(place, name, "whole"))
+            steps = torment(place, name, kills, time.monotonic() - once)
             assert_same_run(place / "killed", place / "whole")
             files = [sorted(path.name for path in (place / run).iterdir()) for run in ("killed", "whole")]
             assert files[0] == files[1], files
             left = [path.name for path in (folder / "tmp").iterdir()]
-            print(f"{name}: killed with checkpoints of updates {steps}; resumed, the same run; left in TMPDIR: {left}")
-    print(f"{args.kills // len(SCRIPTS) * len(SCRIPTS)} kills, seed {args.seed}, {time.monotonic() - began:.0f} s")
+            print(f"{name}: killed with checkpoints of updates {steps}; resumed, the same run; left in TMPDIR: {left}",
+                  flush=True)
+    print(f"{args.kills} kills, seed {args.seed}, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""A core for each process, signals as a terminal gives them; what one has compiled, the others do not compile again."""
+"""A core for each of pytest's workers; what one process has compiled, the others do not compile again."""
 
 import os
 import shutil
 import signal
 import tempfile
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 MADE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it, and what they start
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it, and so do the scripts they start
     MADE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: sharing all cores is a tenth slower
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: sharing all cores is slower
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs, and what they start, ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it, and so would what they start
 
 
 def pytest_unconfigure():

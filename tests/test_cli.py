@@ -1,6 +1,5 @@
-"""The file as its users run it: alone in a folder, through its command line, on data that the tests collect."""
+"""The command line from end to end: what a run writes, that stopping and resuming change nothing, many seeds."""
 
-import csv
 import json
 import os
 import random
@@ -10,242 +9,217 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import toy_envs
+from carry import ROOT, SCRIPTS
+from helpers import (
+    COUNTING,
+    TINY,
+    as_flags,
+    assert_same_run,
+    assert_same_tree,
+    checkpoint,
+    finish,
+    make_data,
+    rows,
+    start,
+    until,
+)
 
 import lps
 
-ROOT = Path(lps.__file__).parent
-TINY = ["--actor-hidden-dims", "16", "16", "--critic-hidden-dims", "16", "16", "--latent-actor-hidden-dims", "16",
-        "--batch-size", "32"]
+SMALL = [*as_flags(TINY), "--latent-actor-hidden-dims", "8"]
 LONG = ["--total-steps", "60", "--log-interval", "20", "--eval-interval", "30", "--eval-episodes", "2"]
+OWN = ["--env-id", COUNTING, "--dataset-path", "own.npz"]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """An empty folder with a copy of the script and, in data/, a small dataset collected from OGBench's experts."""
-    folder = tmp_path_factory.mktemp("alone")
-    shutil.copy(ROOT / "lps.py", folder)
-    subprocess.run([sys.executable, ROOT / "benchmark/collect.py", "cube-single-play-v0", "--num-episodes", "2",
-                    "--dataset-dir", folder / "data"], check=True, capture_output=True)
+def alone(folder, name):
+    """A folder that holds a copy of the script, toy_envs and a small dataset."""
+    shutil.copy(ROOT / f"{name}.py", folder)
+    shutil.copy(toy_envs.__file__, folder)
+    np.savez(folder / "own.npz", **make_data([9, 9, 3, 30]))
     return folder
 
 
-def start(folder, *flags, **environment):
-    return subprocess.Popen([sys.executable, "lps.py", "--dataset-dir", "data", *map(str, flags)], cwd=folder,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return alone(tmp_path_factory.mktemp("alone"), "lps")
 
 
-def run(folder, *flags, code=0, **environment):
-    process = start(folder, *flags, **environment)
-    out, err = process.communicate()
-    assert process.returncode == code, out + err
-    return out, err
+def begin(folder, run_dir, *flags, **environment):
+    return start(folder, "lps", *OWN, *SMALL, *flags, "--run-dir", run_dir, **environment)
 
 
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return result
+def again(folder, run_dir, *flags):
+    return finish(start(folder, "lps", "--run-dir", run_dir, *flags))
 
 
-def rows(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
-def arrays(run_dir):
-    with np.load(run_dir / "checkpoint.npz") as file:
-        return dict(file)
-
-
-def timeless(table):
-    return [{key: x for key, x in row.items() if key not in ("seconds", "updates_per_second")} for row in table]
-
-
-def assert_same_run(a, b, tables=("train.csv", "eval.csv")):
-    first, second = arrays(a), arrays(b)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    for name in tables:
-        assert timeless(rows(a / name)) == timeless(rows(b / name))
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(folder):
-    """An uninterrupted run."""
-    out, err = run(folder, *TINY, *LONG, "--run-dir", "whole")
-    return folder / "whole", out, err
+    """An uninterrupted run of lps: its directory, and what it printed."""
+    return folder / "whole", *finish(begin(folder, "whole", *LONG))
+
+
+# ---------------------------------------------------------------------------------------------------- what a run writes
 
 
 def test_run_directory(whole):
     run_dir, out, err = whole
-    assert sorted(path.name for path in run_dir.iterdir()) == ["args.json", "checkpoint.npz", "eval.csv", "train.csv"]
+    assert {path.name for path in run_dir.iterdir()} == {"args.json", "checkpoint.msgpack", "eval.csv", "train.csv"}
     record = json.loads((run_dir / "args.json").read_text())
-    assert {field.name for field in lps.fields(lps.Args)} <= record.keys()
-    assert record["algorithm"] == "lps" and record["sparse"] is False and record["total_steps"] == 60
-    assert record["dataset"]["transitions"] == 2000 and len(record["dataset"]["fingerprint"]) == 16
-    assert "collect.py" in record["dataset"]["mark"] and {"jax", "ogbench", "mujoco"} <= record["versions"].keys()
+    assert vars(lps.Args()).keys() <= record.keys() and {"jax", "ogbench", "mujoco", "device"} <= record.keys()
+    assert record["script"] == "lps" and record["sparse"] is False and record["total_steps"] == 60
+    assert (record["dataset"], record["transitions"], record["trajectories"]) == ("own.npz", 51, 4)
     train, evaluations = rows(run_dir / "train.csv"), rows(run_dir / "eval.csv")
     assert [row["step"] for row in train] == ["20", "40", "60"]
-    assert {"step", "seed", "updates_per_second", "policy_loss", "critics_loss", "latent_actor_loss"} <= train[0].keys()
+    assert {"step", "seed", "updates_per_second", "policy_loss", "critic_loss", "latent_actor_loss"} <= train[0].keys()
     assert all(np.isfinite(float(x)) for row in train for x in row.values())
     assert list(evaluations[0]) == ["step", "seed", "success", "return", "length", "episodes", "seconds"]
-    assert [(row["step"], row["episodes"]) for row in evaluations] == [("30", "2"), ("60", "2")]
-    assert all(0 <= float(row["success"]) <= 1 and 1 <= float(row["length"]) <= 200 for row in evaluations)
-
-
-def test_what_is_printed(whole):
-    _, out, err = whole
-    for fact in ("transitions: 2000", "trajectories: 2", "reward range", "terminal share", "r_t speaks of s_t", "cpu"):
+    assert [(row["step"], row["seed"], row["episodes"]) for row in evaluations] == [("30", "0", "2"), ("60", "0", "2")]
+    assert checkpoint(run_dir)["step"] == 60
+    for fact in (COUNTING, "sparse False", "transitions: 51", "trajectories: 4", "cpu"):
         assert fact in out
-    assert "60/60" in err and "updates/s" in err and "success=" in err
-    assert "warn" not in (out + err).replace("warning: every reward", "").lower()
+    assert "60/60" in err and "updates/s" in err and "success=" in err and "warn" not in (out + err).lower()
+
+
+def test_train_csv_holds_means_over_the_log_interval(folder, whole):
+    """Rows of 20 updates are the means of rows of 10. The run makes a directory of its own, and has no evaluation."""
+    finish(start(folder, "lps", *OWN, *SMALL, *LONG, "--log-interval", "10", "--eval-episodes", "0"))
+    [run_dir] = (folder / "runs").iterdir()
+    assert run_dir.name.startswith(f"{COUNTING}__lps__0__") and not (run_dir / "eval.csv").exists()
+    fine = rows(run_dir / "train.csv")
+    for i, row in enumerate(rows(whole[0] / "train.csv")):
+        for name in row.keys() - {"step", "seed", "updates_per_second"}:
+            mean = np.mean([float(fine[2 * i + j][name]) for j in range(2)])
+            np.testing.assert_allclose(float(row[name]), mean, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_nothing_happens_on_import(folder):
-    listing = sorted(folder.iterdir())
-    code = ("import os, signal; before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]; "
-            "import lps; assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before; "
-            "assert 'MUJOCO_GL' not in os.environ")
-    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    """No handlers of signals, no environment variables, no devices, no files."""
+    code = ("import os, signal; handlers = [signal.getsignal(2), signal.getsignal(15)];"
+            "import lps; assert [signal.getsignal(2), signal.getsignal(15)] == handlers;"
+            "from jax._src import xla_bridge; assert not xla_bridge._backends; assert 'MUJOCO_GL' not in os.environ")
+    environment = {key: x for key, x in os.environ.items() if key != "MUJOCO_GL"}
+    listing = sorted(folder.rglob("*"))
     subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, check=True, env=environment)
-    assert sorted(folder.iterdir()) == listing
+    assert sorted(folder.rglob("*")) == listing
 
 
-def test_resume_after_sigkill_is_the_same_run(folder, whole):
-    flags = [*TINY, *LONG, "--run-dir", "killed"]
-    process = start(folder, *flags)
-    until((folder / "killed/checkpoint.npz").exists)  # the first half is done; now at any moment
-    time.sleep(random.uniform(0, 4))
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "lps"])
+def test_alone_in_a_folder(tmp_path, name):
+    alone(tmp_path, name)
+    flags = ["--total-steps", "2", "--eval-episodes", "0", "--run-dir", "run"]
+    finish(start(tmp_path, name, *OWN, *as_flags(TINY), *flags))
+    record = json.loads((tmp_path / "run/args.json").read_text())
+    assert record["script"] == name and checkpoint(tmp_path / "run")["step"] == 2
+    [row] = rows(tmp_path / "run/train.csv")
+    assert row["step"] == "2" and all(np.isfinite(float(x)) for x in row.values())
+
+
+# ------------------------------------------------------------------------------------------------ stopping and resuming
+
+
+@pytest.mark.parametrize("moment", ["args.json", "checkpoint.msgpack"])
+def test_resume_after_sigkill_is_the_same_run(folder, whole, moment):
+    """Killed before its first checkpoint, or at some moment after it."""
+    process = begin(folder, f"killed-{moment}", *LONG)
+    until((folder / f"killed-{moment}/{moment}").exists)
+    if moment == "checkpoint.msgpack":
+        time.sleep(random.uniform(0, 4))
     process.kill()
     process.communicate()
-    run(folder, "--run-dir", "killed", "--resume")
-    assert_same_run(folder / "killed", folder / "whole")
+    again(folder, f"killed-{moment}", "--resume")
+    assert_same_run(folder / f"killed-{moment}", whole[0])
 
 
-def test_resume_of_a_run_killed_before_its_first_checkpoint(folder, whole):
-    process = start(folder, *TINY, *LONG, "--run-dir", "early")
-    until((folder / "early/args.json").exists)
-    process.kill()
-    process.communicate()
-    run(folder, "--run-dir", "early", "--resume")
-    assert_same_run(folder / "early", folder / "whole")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_run_with_a_checkpoint(folder, number):
-    """Stopped between two evaluations and in the middle of a log interval, whose sums must survive."""
-    flags = [*TINY, "--total-steps", "6000", "--log-interval", "2350", "--eval-interval", "0", "--eval-episodes", "0"]
-    name = f"stopped{number}"
-    process = start(folder, *flags, "--run-dir", name)
-    shown = ""
-    while not re.search(r" [1-9]\d*/6000", shown):  # it has compiled: what cannot be interrupted is over
+def test_sigterm_ends_a_run_with_a_checkpoint(folder):
+    """In the middle of a log interval, whose means must survive, and with no checkpoint before."""
+    flags = ["--total-steps", "12000", "--log-interval", "10000", "--eval-interval", "0", "--eval-episodes", "0"]
+    process, shown = begin(folder, "stopped", *flags), ""
+    while not re.search(r" [1-9]\d*/12000", shown):  # it has compiled
         shown += process.stderr.read(20)
         assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process, code=143)
+    assert "--resume" in out and "Traceback" not in err
+    assert 0 < checkpoint(folder / "stopped")["step"] < 12000
+    again(folder, "stopped", "--resume")
+    finish(begin(folder, "unstopped", *flags))
+    assert_same_run(folder / "stopped", folder / "unstopped", ["train.csv"])
+
+
+def test_ctrl_c_at_the_start_of_an_evaluation_is_not_lost(folder, whole):
+    """The checkpoint is written just before it. A terminal gives Ctrl-C to the evaluation's processes as well."""
+    process = begin(folder, "evaluated", *LONG)
+    until((folder / "evaluated/checkpoint.msgpack").exists)
     time.sleep(random.uniform(0, 1))
-    process.send_signal(number)
-    stopped = time.time()
-    out, err = process.communicate()
-    assert process.returncode == 128 + number and "--resume" in out and "Traceback" not in err
-    assert time.time() - stopped < 5
-    assert 0 < arrays(folder / name)["step"] < 6000
-    run(folder, "--run-dir", name, "--resume")
-    if not (folder / "unstopped").exists():
-        run(folder, *flags, "--run-dir", "unstopped")
-    assert_same_run(folder / name, folder / "unstopped", tables=["train.csv"])
-
-
-def test_two_seeds_in_one_process_are_two_runs(folder, whole):
-    """On one device and spread over two; up to rounding, which 60 updates make larger."""
-    unevaluated = [*LONG[:-1], "0"]
-    run(folder, *TINY, *LONG, "--num-seeds", 2, "--run-dir", "pair")
-    run(folder, *TINY, *unevaluated, "--num-seeds", 2, "--run-dir", "spread",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    run(folder, *TINY, *unevaluated, "--seed", 1, "--run-dir", "second")
-    singles = [arrays(folder / name) for name in ("whole", "second")]
-    for pair in (arrays(folder / "pair"), arrays(folder / "spread")):
-        for name, x in pair.items():
-            if name.startswith("."):  # the state, not the step
-                for k in range(2):
-                    np.testing.assert_allclose(x[k], singles[k][name][0], atol=2e-4, rtol=1e-2, err_msg=name)
-    first, second = (single[".params['policy']['mlp'][0]['w']"] for single in singles)
-    assert np.abs(first - second).max() > 0.1
-    table = rows(folder / "pair/eval.csv")
-    assert [(row["step"], row["seed"]) for row in table] == [("30", "0"), ("30", "1"), ("60", "0"), ("60", "1")]
-    for row in rows(folder / "pair/train.csv"):
-        singles = rows(folder / ("whole", "second")[int(row["seed"])] / "train.csv")
-        single = next(single for single in singles if single["step"] == row["step"])
-        np.testing.assert_allclose(float(row["critics_loss"]), float(single["critics_loss"]), rtol=1e-2)
-
-
-def test_your_own_environment_and_data(folder):
-    """An environment that asserts that no worker has imported JAX, beside the script; stopped and resumed in one go."""
-    import toy_envs
-
-    shutil.copy(toy_envs.__file__, folder)
-    np.savez(folder / "own.npz", observations=np.zeros((40, 2)), actions=np.zeros((40, 1)), rewards=np.arange(40.0),
-             terminals=np.arange(40) % 10 == 9)
-    run(folder, *TINY, "--env-id", "toy_envs:Counting-v0", "--dataset-path", "own.npz", "--total-steps", 3,
-        "--eval-episodes", 9, "--num-seeds", 2, "--run-dir", "own", "--capture-video")
-    table = rows(folder / "own/eval.csv")
-    expected = [np.mean([toy_envs.Counting.length(100_000 * seed + i) for i in range(9)]) for seed in range(2)]
-    assert [row["length"] for row in table] == [f"{length:.6g}" for length in expected]
-    assert [row["success"] for row in table] == ["0.333333", "0.333333"]
-    assert len(list((folder / "own/videos").iterdir())) == 2
-    assert sorted(path.name for path in (folder / "runs").glob("*")) == []
-
-
-def test_eval_only_repeats_the_last_evaluation(folder, whole):
-    before = {path: path.read_bytes() for path in whole[0].iterdir()}
-    out, _ = run(folder, "--run-dir", "whole", "--eval-only")
-    last = rows(whole[0] / "eval.csv")[-1]
-    printed = json.loads(out.strip().splitlines()[-1])
-    assert [f"{printed[key]:.6g}" for key in ("step", "seed", "success", "return", "length")] == [
-        last[key] for key in ("step", "seed", "success", "return", "length")]
-    assert {path: path.read_bytes() for path in whole[0].iterdir()} == before
-    out, _ = run(folder, "--run-dir", "whole", "--eval-only", "--eval-episodes", 5)
-    assert json.loads(out.strip().splitlines()[-1])["episodes"] == 5
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = finish(process, code=130)
+    assert "Traceback" not in err and checkpoint(folder / "evaluated")["step"] == 30
+    assert not (folder / "evaluated/eval.csv").exists()
+    again(folder, "evaluated", "--resume")
+    assert_same_run(folder / "evaluated", whole[0])
 
 
 def test_a_longer_total_goes_on(folder, whole):
     shutil.copytree(whole[0], folder / "longer")
-    run(folder, "--run-dir", "longer", "--resume", "--total-steps", 80)
+    again(folder, "longer", "--resume", "--total-steps", "80", "--eval-interval", "40", "--eval-episodes", "1")
     assert [row["step"] for row in rows(folder / "longer/train.csv")] == ["20", "40", "60", "80"]
-    assert [row["step"] for row in rows(folder / "longer/eval.csv")] == ["30", "60", "80"]
+    assert [(row["step"], row["episodes"]) for row in rows(folder / "longer/eval.csv")] == [
+        ("30", "2"), ("60", "2"), ("80", "1")]
+    assert checkpoint(folder / "longer")["step"] == 80
 
 
-def test_non_finite_losses_stop_the_run(tmp_path, monkeypatch):
-    """In update 57, after the checkpoint of update 40, which stays."""
-    import toy_envs
-
-    np.savez(tmp_path / "data.npz", **toy_envs.bandit_data(100))
-    update = lps.update
-
-    def spoilt(args, state, batch, key):
-        state, metrics = update(args, state, batch, key)
-        bad = state.opt_state[0].count == 57
-        return state, metrics | dict(critics_loss=lps.jnp.where(bad, np.nan, metrics["critics_loss"]))
-
-    monkeypatch.setattr(lps, "update", spoilt)
-    args = lps.Args(env_id="toy_envs:Bandit-v0", dataset_path=tmp_path / "data.npz", horizon=1, total_steps=100,
-                    eval_interval=40, eval_episodes=0, log_interval=20, actor_hidden_dims=(4,), critic_hidden_dims=(4,),
-                    latent_actor_hidden_dims=(4,), run_dir=tmp_path / "run")
-    with pytest.raises(SystemExit, match="critics_loss of seed 0 is nan in update 57"):
-        lps.train(args)
-    assert arrays(tmp_path / "run")["step"] == 40
-    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == ["20", "40"]
+def test_eval_only_repeats_the_last_evaluation(folder, whole):
+    before = {path: path.read_bytes() for path in whole[0].iterdir()}
+    out, _ = again(folder, "whole", "--eval-only")
+    printed, last = eval(out.splitlines()[-1], {"nan": np.nan}), rows(whole[0] / "eval.csv")[-1]
+    for name in ("success", "return", "length", "episodes"):
+        np.testing.assert_allclose(printed[name], float(last[name]), rtol=1e-5)
+    assert {path: path.read_bytes() for path in whole[0].iterdir()} == before
 
 
-def test_a_directory_serves_one_run_at_a_time(folder, whole):
-    first = start(folder, *TINY, "--total-steps", "100000", "--eval-episodes", "0", "--run-dir", "shared")
-    until((folder / "shared/args.json").exists)
-    _, err = run(folder, "--run-dir", "shared", "--resume", code=1)
-    first.kill()
-    first.communicate()
-    assert err == "error: another process is at work in shared\n"
+# ----------------------------------------------------------------------------------------------------------- many seeds
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    """Two seeds in one process, one after the other, with films."""
+    finish(begin(folder, "pair", *LONG, "--num-seeds", "2", "--capture-video"))
+    return folder / "pair"
+
+
+def test_films(pair):
+    films = sorted(path.name for path in (pair / "videos").glob("*.mp4"))
+    starts = ("step30_seed0", "step30_seed1", "step60_seed0", "step60_seed1")
+    assert len(films) == 4 and all(film.startswith(expected) for film, expected in zip(films, starts))
+
+
+def test_seeds_in_one_process_are_runs_of_their_own(folder, whole, pair):
+    """One after the other on a CPU, or spread over two devices; up to rounding, which 60 updates make larger."""
+    finish(begin(folder, "spread", *LONG, "--num-seeds", "2", "--eval-episodes", "0",
+                 XLA_FLAGS="--xla_force_host_platform_device_count=2"))
+    finish(begin(folder, "second", *LONG, "--seed", "1", "--eval-episodes", "0"))
+    singles = [checkpoint(folder / name)["states"] for name in ("whole", "second")]
+    for states in (checkpoint(folder / name)["states"] for name in ("pair", "spread")):
+        for k, single in enumerate(singles):
+            for x, y in zip(jax.tree.leaves(states), jax.tree.leaves(single), strict=True):
+                np.testing.assert_allclose(x[k], y[0], atol=2e-4, rtol=1e-2)
+    first, second = (single["policy"]["params"]["params"]["Dense_0"]["kernel"] for single in singles)
+    assert np.abs(first - second).max() > 0.1
+    table = [(row["step"], row["seed"]) for row in rows(pair / "eval.csv")]
+    assert table == [("30", "0"), ("30", "1"), ("60", "0"), ("60", "1")]
+    for row in rows(pair / "train.csv"):
+        single = rows(folder / ("whole", "second")[int(row["seed"])] / "train.csv")
+        [same] = [other for other in single if other["step"] == row["step"]]
+        np.testing.assert_allclose(float(row["critic_loss"]), float(same["critic_loss"]), rtol=1e-2)
+
+
+def test_a_mapped_dataset_makes_the_same_run(folder, pair):
+    """The folder into which an .npz was unzipped: its observations stay on the disk."""
+    shutil.unpack_archive(folder / "own.npz", folder / "own", "zip")
+    finish(begin(folder, "mapped", *LONG, "--eval-episodes", "0", "--num-seeds", "2", "--dataset-path", "own"))
+    assert_same_tree(checkpoint(folder / "mapped")["states"], checkpoint(pair)["states"])

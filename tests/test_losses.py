@@ -1,290 +1,463 @@
-"""The mathematics of lps.py against plain NumPy in float64: losses, gradients, targets, and who moves whom."""
+"""The mathematics of every script against plain NumPy in float64: losses, gradients, targets, acting, who moves whom.
+
+Noise is injected: while a script updates or acts, a draw of a given shape has the numbers that NoiseOf gives to it. The
+gradient of a loss is read from Adam's first moment, which after one update is a tenth of it."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
+from carry import SCRIPTS
+from helpers import (
+    GIVEN,
+    B,
+    D,
+    H,
+    S,
+    assert_same_tree,
+    double,
+    load,
+    make_args,
+    make_batch,
+    make_state,
+    np_best_of,
+    np_flow,
+    np_meanflow,
+    np_mlp,
+    np_q,
+    np_sphere,
+    params,
+)
 
-import lps
-
-S, A, B = 4, 3, 16  # state and action dimension, batch
-ARGS = lps.Args(horizon=2, actor_hidden_dims=(8, 8), critic_hidden_dims=(9, 7), latent_actor_hidden_dims=(6,))
-D = ARGS.horizon * A
-
-
-def double(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
-def np_mlp(network, *inputs):
-    """The network again, by its definition."""
-    layers = network["mlp"] if isinstance(network, dict) else network
-    x = np.concatenate(inputs, axis=-1)
-    for layer in layers[:-1]:
-        x = x @ layer["w"] + layer["b"]
-        x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-        if "scale" in layer:
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-            x = x * layer["scale"] + layer["shift"]
-    return x @ layers[-1]["w"] + layers[-1]["b"]
-
-
-def np_sphere(x):
-    return x / np.sqrt((x**2).sum(-1, keepdims=True)) * np.sqrt(x.shape[-1])
+GAMMA, TAU = 0.9, 0.1
 
 
-def directional(loss, tree, direction, eps=1e-6):
-    """d loss(tree + h direction) / dh at h = 0, by central differences."""
-    flat, unravel = ravel_pytree_np(tree)
-    return (loss(unravel(flat + eps * direction)) - loss(unravel(flat - eps * direction))) / (2 * eps)
+class NoiseOf:
+    """Takes the place of jax.random.normal and jax.random.uniform, and notes the keys that it is asked with."""
+
+    def __init__(self, monkeypatch):
+        self.keys = {}
+        monkeypatch.setattr(jax.random, "normal", partial(self.draw, self.normal))
+        monkeypatch.setattr(jax.random, "uniform", partial(self.draw, self.uniform))
+
+    def draw(self, numbers, key, shape):
+        self.keys.setdefault(tuple(shape), set()).add(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        return jnp.asarray(numbers(*shape), jnp.float32)
+
+    @staticmethod
+    def normal(*shape):
+        return np.float64(np.float32(np.random.default_rng(shape).normal(size=shape)))
+
+    @staticmethod
+    def uniform(*shape):
+        return np.float64(np.float32(np.random.default_rng(shape).uniform(size=shape)))
 
 
-def ravel_pytree_np(tree):
-    leaves, structure = jax.tree.flatten(tree)
-    shapes, sizes = [x.shape for x in leaves], np.cumsum([x.size for x in leaves])[:-1]
-    flat = np.concatenate([x.ravel() for x in leaves])
-    return flat, lambda f: structure.unflatten([x.reshape(s) for x, s in zip(np.split(f, sizes), shapes)])
+def updated(monkeypatch, name, **more):
+    """One update of a script: the state before (p, in float64), the batch in float64, the state after, the metrics."""
+    script = load(name)
+    args = make_args(script, gamma=GAMMA, tau=TAU, **more)
+    state, batch = make_state(script, args), make_batch()
+    with monkeypatch.context() as patch:
+        noise = NoiseOf(patch)
+        new, metrics = script.update(args, state, batch, jax.random.key(0))
+    b = double(batch)
+    return SimpleNamespace(args=args, state=state, new=new, metrics=metrics, noise=noise, p=params(state), b=b,
+                           s=b["observations"], a=b["actions"], next_s=b["next_observations"], e=NoiseOf.normal(B, D),
+                           t=NoiseOf.uniform(B, 1))
 
 
-def assert_gradient(grad, loss, tree, rtol=2e-3):
-    """grad is the gradient of the float64 loss, along a few random directions."""
-    grad = np.asarray(ravel_pytree(grad)[0], np.float64)
-    for seed in range(5):
-        direction = np.random.default_rng(seed).normal(size=grad.size)
-        np.testing.assert_allclose(grad @ direction, directional(loss, tree, direction), rtol=rtol, atol=1e-5)
+# --------------------------------------------------------------------------------------------------- losses, one by one
 
 
-@pytest.fixture
-def batch():
-    rng = np.random.default_rng(0)
-    masks = (np.arange(B) % 4 > 0).astype(np.float32)
-    batch = dict(observations=rng.normal(size=(B, S)), actions=rng.uniform(-1, 1, (B, D)),
-                 rewards=rng.normal(size=B), masks=masks, next_observations=rng.normal(size=(B, S)))
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch)
+def partly_clipped(a):
+    """A chunk in which the clip has changed something, and not everything."""
+    assert (np.abs(a) == 1).any() and (np.abs(a) < 1).any()
+    return a
 
 
-@pytest.fixture
-def state():
-    """A state whose biases, scales and targets are not at their initial values."""
-    state = lps.init(ARGS, jax.random.key(0), (S,), A)
-    leaves, structure = jax.tree.flatten((state.params, state.target))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params, target = structure.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
-    return lps.State(params, target, state.opt_state)
+def flow_errors(policy, s, a, e, t, *label):
+    """Of flow matching, one for each row."""
+    return ((np_mlp(policy, s, (1 - t) * a + t * e, t, *label) - (e - a)) ** 2).mean(axis=1)
 
 
-def times(key, n):
-    """The t and r that meanflow_loss draws, sorted by hand."""
-    draws = 1 / (1 + np.exp(-(np.asarray(jax.random.normal(key, (2, n, 1)), np.float64) - 0.4)))
-    t, r = draws.max(0), draws.min(0)
+def times(n):
+    """t and r of MeanFlow: the larger and the smaller of two draws; equal in the first three quarters of the batch."""
+    draws = 1 / (1 + np.exp(0.4 - NoiseOf.normal(2, n, 1)))
+    t, r = draws.max(axis=0), draws.min(axis=0)
     r[: n * 3 // 4] = t[: n * 3 // 4]
     return t, r
 
 
-def np_meanflow(f, a, e, t, r, frozen=None, eps=1e-6):
-    """The loss in its plain form: the derivative along (v, 1, 0) of every sample, by differences.
-    frozen: (u*, weights) to keep, as under stop-gradients. f(z, t, r)."""
-    z, v = (1 - t) * a + t * e, e - a
-    if frozen is None:
-        df_dt = (f(z + eps * v, t + eps, r) - f(z - eps * v, t - eps, r)) / (2 * eps)
-        u_star = v - (t - r) * (v - df_dt)
-        err = ((z - f(z, t, r) - u_star) ** 2).mean(-1)
-        frozen = u_star, 1 / np.sqrt(err + 1e-3)
-    u_star, weights = frozen
-    return (((z - f(z, t, r) - u_star) ** 2).mean(-1) * weights).mean(), frozen
+def meanflow_loss(f, a, e, t, r):
+    """For f(params, z, t, r); what stands under sg stays as it is at the parameters that are given first."""
+    z, v, eps = (1 - t) * a + t * e, e - a, 1e-6
+    frozen = []
+
+    def loss(p):
+        if not frozen:
+            df_dt = (f(p, z + eps * v, t + eps, r) - f(p, z - eps * v, t - eps, r)) / (2 * eps)
+            u_star = v - (t - r) * (v - df_dt)
+            err = ((z - f(p, z, t, r) - u_star) ** 2).mean(axis=1)
+            frozen.extend([u_star, 1 / np.sqrt(err + 1e-3)])
+        u_star, weight = frozen
+        return (((z - f(p, z, t, r) - u_star) ** 2).mean(axis=1) * weight).mean()
+
+    return loss
 
 
-@pytest.mark.parametrize("predict", ["action", "velocity"])
-@pytest.mark.parametrize("n", [B, 15, 2, 1])
-def test_meanflow_loss_and_gradient(state, batch, predict, n):
-    args = lps.replace(ARGS, predict=predict)
-    s, a = batch["observations"][:n], batch["actions"][:n]
-    key = jax.random.key(7)
-    e = jax.random.normal(jax.random.key(8), a.shape)
-    loss, grad = jax.value_and_grad(lambda p: lps.meanflow_loss(lps.base(args, p), s, a, e, key)[0])(
-        state.params["policy"])
+def meanflow_imitation(u, e):
+    def f(policy, z, t, r):
+        return np_mlp(policy, u.s, z, t, t - r)
 
-    t, r = times(key, n)
+    return meanflow_loss(f, u.a, e, *times(B))
+
+
+def critic_loss(u, next_v):
+    """On y = sum_i gamma^i r_i + gamma^H m next_v; the sum is the batch's."""
+    y = u.b["rewards"] + GAMMA**H * u.b["masks"] * next_v
+
+    def loss(critic):
+        return ((np_q(critic, u.s, u.a) - y) ** 2).mean()
+
+    return loss
+
+
+def climb(q):
+    """-lambda E q(params), lambda = sg(1 / E |q|)."""
+    frozen = []
+
+    def loss(p):
+        frozen.append(1 / np.abs(q(p)).mean())
+        return -frozen[0] * q(p).mean()
+
+    return loss
+
+
+def student_loss(u, taught):
+    def q(student):
+        a = partly_clipped(np.clip(np_mlp(student, u.s, u.e), -1, 1))
+        return np_q(u.p["critic"], u.s, a).mean(axis=0)
+
+    climbing = climb(q)
+
+    def loss(student):
+        return u.args.alpha * ((np_mlp(student, u.s, u.e) - taught) ** 2).mean() + climbing(student)
+
+    return loss
+
+
+def expectile_loss(u, value):
+    target_q = np_q(u.p["target_critic"], u.s, u.a).min(axis=0)
+
+    def loss(p):
+        error = target_q - value(p)
+        assert (error > 0).any() and (error < 0).any()
+        return np.where(error > 0, u.args.expectile * error**2, (1 - u.args.expectile) * error**2).mean()
+
+    return loss
+
+
+# -------------------------------------------------------------------------------- the losses of the scripts, by network
+
+
+def lps(u):
+    def q(actor):
+        a = np_meanflow(u.p["policy"], u.s, np_sphere(np_mlp(actor, u.s)), u.args.decode_steps)
+        return np_q(u.p["critic"], u.s, partly_clipped(a)).mean(axis=0)
+
+    climbing = climb(q)
+    next_z = np_sphere(np_mlp(u.p["latent_actor"], u.next_s))
+    next_a = np_meanflow(u.p["policy"], u.next_s, next_z, u.args.decode_steps)
+    return dict(policy=meanflow_imitation(u, np_sphere(u.e)),
+                critic=critic_loss(u, np_q(u.p["target_critic"], u.next_s, partly_clipped(next_a)).min(axis=0)),
+                latent_actor=lambda actor: u.args.alpha * climbing(actor))
+
+
+def mf_bon(u):
+    z = np_sphere(NoiseOf.normal(B * u.args.num_samples_target, D))
+    _, next_v = np_best_of(np_meanflow, u.p, u.p["target_critic"], u.next_s, z)
+    return dict(policy=meanflow_imitation(u, np_sphere(u.e)), critic=critic_loss(u, next_v))
+
+
+def dsrl(u):
+    z = np_sphere(u.e)
+    distilled = np_q(u.p["critic"], u.s, np_flow(u.p["policy"], u.s, z, u.args.flow_steps)).mean(axis=0)
+    next_z = np_sphere(np_mlp(u.p["latent_actor"], u.next_s))
+    next_a = np_flow(u.p["policy"], u.next_s, next_z, u.args.flow_steps)
+
+    def q(actor):
+        return np_q(u.p["latent_critic"], u.s, np_sphere(np_mlp(actor, u.s))).mean(axis=0)
+
+    return dict(policy=lambda policy: flow_errors(policy, u.s, u.a, z, u.t).mean(),
+                critic=critic_loss(u, np_q(u.p["target_critic"], u.next_s, next_a).mean(axis=0)),
+                latent_critic=lambda critic: ((np_q(critic, u.s, z) - distilled) ** 2).mean(), latent_actor=climb(q))
+
+
+def qc_fql(u):
+    next_a = np.clip(np_mlp(u.p["student"], u.next_s, u.e), -1, 1)
+    return dict(policy=lambda policy: flow_errors(policy, u.s, u.a, u.e, u.t).mean(),
+                critic=critic_loss(u, np_q(u.p["target_critic"], u.next_s, partly_clipped(next_a)).mean(axis=0)),
+                student=student_loss(u, np_flow(u.p["policy"], u.s, u.e)))
+
+
+def qc_mfql(u):
+    next_a = np.clip(np_mlp(u.p["student"], u.next_s, u.e), -1, 1)
+    return dict(policy=meanflow_imitation(u, u.e),
+                critic=critic_loss(u, np_q(u.p["target_critic"], u.next_s, partly_clipped(next_a)).min(axis=0)),
+                student=student_loss(u, np_meanflow(u.p["policy"], u.s, u.e)))
+
+
+def gfp(u):
+    next_a = np.clip(np_mlp(u.p["student"], u.next_s, u.e), -1, 1)
+    next_q = np_q(u.p["target_critic"], u.next_s, partly_clipped(next_a)).mean(axis=0)
+    if u.args.target == "both":
+        next_a = np_flow(u.p["policy"], u.next_s, u.e)
+        next_q = (next_q + np_q(u.p["target_critic"], u.next_s, next_a).mean(axis=0)) / 2
+    mu = partly_clipped(np.clip(np_mlp(u.p["student"], u.s, u.e), -1, 1))
+    q = np_q(u.p["target_critic"], u.s, u.a).mean(axis=0)
+    better = (q - np_q(u.p["target_critic"], u.s, mu).mean(axis=0)) / np.abs(q).mean() / u.args.eta
+    g = np.exp(-np.logaddexp(0, -better))
+    assert g.min() < 0.2 and g.max() > 0.8
+    np.testing.assert_allclose(u.metrics["policy_g"], g.mean(), rtol=1e-4)
+    return dict(policy=lambda policy: (g * flow_errors(policy, u.s, u.a, u.e, u.t)).mean(),
+                critic=critic_loss(u, next_q), student=student_loss(u, np_flow(u.p["policy"], u.s, u.e)))
+
+
+def cfgrl(u):
+    q, v = np_q(u.p["target_critic"], u.s, u.a).min(axis=0), np_q(u.p["value"], u.s).mean(axis=0)
+    o = (q > v).astype(float)
+    assert 0 < o.sum() < B and np.isclose(u.metrics["policy_better"], o.mean())
+    one, zero = np.ones((B, 1)), np.zeros((B, 1))
+
+    def policy_loss(policy):
+        better = o * flow_errors(policy, u.s, u.a, u.e, u.t, one)
+        return (better + 0.1 * flow_errors(policy, u.s, u.a, u.e, u.t, zero)).mean()
+
+    return dict(policy=policy_loss, critic=critic_loss(u, np_q(u.p["value"], u.next_s)),  # y_k with V_k
+                value=expectile_loss(u, lambda value: np_q(value, u.s)))
+
+
+def ifql(u):
+    return dict(policy=lambda policy: flow_errors(policy, u.s, u.a, u.e, u.t).mean(),
+                critic=critic_loss(u, np_mlp(u.p["value"], u.next_s)[:, 0]),
+                value=expectile_loss(u, lambda value: np_mlp(value, u.s)[:, 0]))
+
+
+def flow_bc(u):
+    return dict(policy=lambda policy: flow_errors(policy, u.s, u.a, u.e, u.t).mean())
+
+
+def mf_bc(u):
+    return dict(policy=meanflow_imitation(u, u.e))
+
+
+CASES = [
+    (lps, {}), (lps, dict(decode_steps=2)), (lps, dict(decode_steps=4, alpha=0.7)), (mf_bon, {}),
+    (mf_bon, dict(num_samples_target=7)), (dsrl, {}), (dsrl, dict(flow_steps=3)), (qc_fql, dict(alpha=0.7)),
+    (qc_mfql, dict(alpha=0.7)), (gfp, dict(alpha=0.7, eta=0.1, target="student")),
+    (gfp, dict(alpha=0.7, eta=0.1, target="both")), (gfp, dict(alpha=0.7, eta=1e-5, target="student")), (cfgrl, {}),
+    (ifql, dict(expectile=0.8)), (flow_bc, {}), (mf_bc, {})]
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(double(tree))])
+
+
+def assert_gradient(grad, loss, network):
+    """grad is that of the float64 loss at these parameters, along a few random directions, by central differences."""
+    leaves, structure = jax.tree.flatten(network)
+    rng, eps = np.random.default_rng(0), 1e-6
+    for _ in range(5):
+        direction = [rng.normal(size=x.shape) for x in leaves]
+        ahead, behind = (loss(structure.unflatten([x + h * y for x, y in zip(leaves, direction)])) for h in (eps, -eps))
+        along = sum((x * y).sum() for x, y in zip(jax.tree.leaves(double(grad)), direction))
+        np.testing.assert_allclose(along, (ahead - behind) / (2 * eps), rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("losses, more", CASES, ids=lambda x: getattr(x, "__name__", None) or str(x))
+def test_losses_and_gradients(monkeypatch, losses, more):
+    u = updated(monkeypatch, losses.__name__, **more)
+    expected = losses(u)
+    assert expected.keys() == u.state.keys() - {"target_critic"}
+    for name, loss in expected.items():
+        np.testing.assert_allclose(u.metrics[f"{name}_loss"], loss(u.p[name]), rtol=2e-4, err_msg=name)
+        grad = jax.tree.map(lambda x: x * 10, u.new[name].opt_state[0].mu)
+        assert_gradient(grad, loss, u.p[name])
+    if "critic" in expected:
+        np.testing.assert_allclose(u.metrics["critic_q"], np_q(u.p["critic"], u.s, u.a).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_update(monkeypatch, name):
+    """It is one step of Adam for each network, and the target critics become the tau average with the new critics."""
+    u = updated(monkeypatch, name, **GIVEN.get(name, {}))
+    after = params(u.new)
+    for network in u.state.keys() - {"target_critic"}:
+        grad = flat(u.new[network].opt_state[0].mu) * 10
+        step = u.args.learning_rate * grad / (np.abs(grad) + 1e-8)
+        np.testing.assert_allclose(flat(u.p[network]) - flat(after[network]), step, atol=1e-6)
+    if "critic" in u.state:
+        average = (1 - TAU) * flat(u.p["target_critic"]) + TAU * flat(after["critic"])
+        np.testing.assert_allclose(flat(after["target_critic"]), average, rtol=1e-5, atol=1e-7)
+    # e, and the noise of a' where the student acts, are drawn with keys of their own
+    assert len(u.noise.keys[B, D]) == (2 if name in ("qc_fql", "qc_mfql", "gfp") else 1)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_loss_moves_its_own_network_only(monkeypatch, name):
+    """With one of its losses alone, every other network stays to the bit."""
+    script, descend, alone = load(name), load(name).descend, {}
+
+    def each_alone(state, losses):
+        alone.update({network: descend(state, {network: loss})[0] for network, loss in losses.items()})
+        return descend(state, losses)
+
+    monkeypatch.setattr(script, "descend", each_alone)
+    u = updated(monkeypatch, name, **GIVEN.get(name, {}))
+    assert alone.keys() == u.state.keys() - {"target_critic"}
+    for network, after in alone.items():
+        moved = {other for other, x in params(after).items() if not np.array_equal(flat(x), flat(u.p[other]))}
+        assert moved == {network}
+        assert_same_tree(after[network].params, u.new[network].params)  # and no other loss moves it
+
+
+# --------------------------------------------------------------------------------------------------------------- acting
+
+
+def acting(name, args, p, s):
+    """The chunks at observations s, by hand."""
+    e = NoiseOf.normal(len(s), D)
+    if name == "lps":
+        return np_meanflow(p["policy"], s, np_sphere(np_mlp(p["latent_actor"], s)), args.decode_steps)
+    if name == "dsrl":
+        return np_flow(p["policy"], s, np_sphere(np_mlp(p["latent_actor"], s)))
+    if name in ("qc_fql", "qc_mfql", "gfp"):
+        return np.clip(np_mlp(p["student"], s, e), -1, 1)
+    if name == "mf_bon":
+        z = np_sphere(NoiseOf.normal(len(s) * args.num_samples, D))
+        return np_best_of(np_meanflow, p, p["critic"], s, z)[0]
+    if name == "ifql":
+        return np_best_of(np_flow, p, p["critic"], s, NoiseOf.normal(len(s) * args.num_samples, D))[0]
+    if name == "mf_bc":
+        return np_meanflow(p["policy"], s, e)
+    if name == "flow_bc":
+        return np_flow(p["policy"], s, e, args.flow_steps)
+    for t in np.linspace(1, 0, 10, endpoint=False):  # cfgrl
+        v_0, v_1 = (np_mlp(p["policy"], s, e, np.full((len(s), 1), t), np.full((len(s), 1), o)) for o in (0.0, 1.0))
+        e = e - (v_0 + args.guidance * (v_1 - v_0)) / 10
+    return np.clip(e, -1, 1)
+
+
+@pytest.mark.parametrize("name, more", [
+    ("lps", dict(decode_steps=1)), ("lps", dict(decode_steps=2)), ("lps", dict(decode_steps=4)), ("dsrl", {}),
+    ("qc_fql", {}), ("qc_mfql", {}), ("gfp", {}), ("mf_bon", dict(num_samples=5)), ("ifql", dict(num_samples=5)),
+    ("mf_bc", {}), ("flow_bc", {}), ("flow_bc", dict(flow_steps=3)), ("cfgrl", dict(guidance=0.0)),
+    ("cfgrl", dict(guidance=1.0)), ("cfgrl", dict(guidance=1.5))])
+def test_acting(monkeypatch, name, more):
+    script = load(name)
+    args = make_args(script, **more)
+    state, s = make_state(script, args), np.random.default_rng(3).normal(size=(7, S)).astype(np.float32)
+    NoiseOf(monkeypatch)
+    acted = script.act(args, state, s, jax.random.key(0))
+    np.testing.assert_allclose(acted, partly_clipped(acting(name, args, params(state), np.float64(s))), atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------------- imitation in general
+
+
+@pytest.mark.parametrize("n", [15, 2, 1])
+def test_meanflow_of_small_batches(monkeypatch, n):
+    """The share with r = t is rounded down; the last row of each batch is never in it."""
+    script = load("mf_bc")
+    state, batch = make_state(script, make_args(script)), make_batch()
+    s, a, e = batch["observations"][:n], batch["actions"][:n], jnp.asarray(NoiseOf.normal(n, D), jnp.float32)
+    NoiseOf(monkeypatch)
+    policy = state["policy"]
+
+    def loss(p):
+        return script.imitation_loss(policy, p, s, a, e, jax.random.key(0))[0]
+
+    value, grad = jax.value_and_grad(loss)(policy.params)
+    s64, t, r = np.float64(s), *times(n)
     assert (t > r).sum() == n - n * 3 // 4
-    s64, a64, e64, policy = double((s, a, e, state.params["policy"]))
-
-    def f(p, z, t, r):
-        out = np_mlp(p, s64, z, t, t - r)
-        return out if predict == "action" else z - out
-
-    expected, frozen = np_meanflow(partial(f, policy), a64, e64, t, r)
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert_gradient(grad, lambda p: np_meanflow(partial(f, p), a64, e64, t, r, frozen)[0], policy)
+    expected = meanflow_loss(lambda p, z, t, r: np_mlp(p, s64, z, t, t - r), np.float64(a), np.float64(e), t, r)
+    np.testing.assert_allclose(value, expected(double(policy.params)), rtol=1e-4)
+    assert_gradient(grad, expected, double(policy.params))
 
 
-def test_meanflow_loss_of_the_true_flow_is_zero():
-    """If all data at s are one action c(s), the mean velocity is (z - c) / t whatever r is."""
+@pytest.mark.parametrize("name", ["mf_bc", "lps", "mf_bon", "qc_mfql", "flow_bc", "dsrl", "qc_fql", "ifql"])
+def test_the_loss_of_the_true_flow_is_zero(name):
+    """If all chunks at s are tanh(s), then (z - tanh(s)) / t is the velocity, and the mean velocity whatever r is."""
     s = jax.random.normal(jax.random.key(0), (64, D))
-    a = jnp.tanh(s)
-    e = jax.random.normal(jax.random.key(1), a.shape)
-    true = lambda s, z, t, r: z - (z - jnp.tanh(s)) / t
-    wrong = lambda s, z, t, r: z - (z - jnp.tanh(s))
-    assert lps.meanflow_loss(true, s, a, e, jax.random.key(2))[0] < 1e-6
-    assert lps.meanflow_loss(wrong, s, a, e, jax.random.key(2))[0] > 0.1
+    e = jax.random.normal(jax.random.key(1), (64, D))
+    is_meanflow = name in ("mf_bc", "lps", "mf_bon", "qc_mfql")
+
+    def field(wrong, params, s, *inputs, encode=False):
+        if encode:
+            return s
+        z, t, *_ = inputs
+        u = (z - jnp.tanh(s)) / (t + wrong)
+        return z - u if is_meanflow else u
+
+    def loss(wrong):
+        policy = SimpleNamespace(apply_fn=partial(field, wrong))
+        return load(name).imitation_loss(policy, None, s, jnp.tanh(s), e, jax.random.key(2))[0]
+
+    assert loss(0) < 1e-6 and loss(0.3) > 0.05
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_flow_matching_loss(batch, weighted):
-    policy = lps.init_mlp(jax.random.key(3), (S + D + 1, 8, D))
-    s, a = batch["observations"], batch["actions"]
-    x0 = jax.random.normal(jax.random.key(4), a.shape)
-    key = jax.random.key(5)
-    weight = (np.arange(B)[:, None] % 3).astype(np.float32) if weighted else np.ones((B, 1), np.float32)
-    more = (weight,) if weighted else ()
-    loss, grad = jax.value_and_grad(
-        lambda p: lps.flow_matching_loss(partial(lps.mlp, p), s, a, x0, key, *more)[0])(policy)
-    t = np.asarray(jax.random.uniform(key, (B, 1)), np.float64)
-    s, a, x0, policy = double((s, a, x0, policy))
-    expected = lambda p: (weight * (np_mlp(p, s, (1 - t) * x0 + t * a, t) - (a - x0)) ** 2).mean()
-    np.testing.assert_allclose(loss, expected(policy), rtol=1e-5)
-    assert_gradient(grad, expected, policy)
+@pytest.mark.parametrize("name", ["flow_bc", "dsrl", "qc_fql", "ifql", "gfp", "cfgrl"])
+def test_decoding_solves_a_linear_field(name):
+    """dz/dt = t - z has the solutions z = t - 1 + z(1) e^(1-t), z(0) = z(1) e - 1. The error falls like the step."""
+    script, z = load(name), jnp.linspace(0.1, 0.7, 6).reshape(2, 3)
+
+    def field(params, s, *inputs, encode=False):
+        return s if encode else inputs[1] - inputs[0]
+
+    def decoded(n):
+        policy = SimpleNamespace(apply_fn=field, params=None)
+        return script.decode(make_args(script, flow_steps=n), policy, jnp.zeros((2, S)), z)
+
+    error = {n: np.abs(decoded(n) - (z * np.e - 1)).max() for n in (10, 100, 200)}
+    np.testing.assert_allclose(decoded(1), z - (1 - z), atol=1e-6)
+    assert error[200] < 0.02 and 1.8 < error[100] / error[200] < 2.2 and 7 < error[10] / error[100] < 13
 
 
-def test_euler_against_the_solution_of_a_linear_field():
-    """dx/dt = 2 t - x from x(0): x(1) = 2 (t - 1) + (x0 + 2) exp(-t) at t = 1. The error halves with the step."""
-    x0 = jnp.linspace(-1, 1, 6).reshape(2, 3)
-    exact = (x0 + 2) * np.exp(-1)
-    error = {n: np.abs(lps.euler(lambda s, x, t: 2 * t - x, None, x0, n) - exact).max() for n in (1, 10, 100, 200)}
-    np.testing.assert_allclose(lps.euler(lambda s, x, t: 2 * t - x, None, x0, 1), 0 * x0, atol=1e-6)
-    assert error[200] < 0.01 and 1.8 < error[100] / error[200] < 2.2 and 8 < error[10] / error[100] < 13
-
-
-def np_actor_loss(args, latent_actor, policy, critics, s, scale=None):
-    z = np_sphere(np_mlp(latent_actor, s))
-    one = np.ones((len(s), 1))
-    a = np_mlp(policy, s, z, one, one)
-    q = np.mean([np_mlp(critic, s, a)[:, 0] for critic in critics["mlp"]], axis=0)
-    scale = 1 / np.abs(q).mean() if scale is None else scale
-    return -args.alpha * scale * q.mean(), scale
-
-
-def test_actor_gradient_passes_through_critics_and_policy(state, batch):
-    args = lps.replace(ARGS, alpha=0.7)
-    p = state.params
-    loss = lambda actor: lps.actor_loss(args, actor, p["policy"], p["critics"], batch["observations"])[0]
-    value, grad = jax.value_and_grad(loss)(p["latent_actor"])
-    s, policy, critics, actor = double((batch["observations"], p["policy"], p["critics"], p["latent_actor"]))
-    expected, scale = np_actor_loss(args, actor, policy, critics, s)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    assert_gradient(grad, lambda x: np_actor_loss(args, x, policy, critics, s, scale)[0], actor)
-
-
-@pytest.mark.parametrize("agg", ["min", "mean"])
-def test_td_target_by_hand(agg):
-    next_q = jnp.array([[8.0, 8.0, -16.0], [16.0, 24.0, 16.0]])
-    next_v = dict(min=next_q.min(0), mean=next_q.mean(0))[agg]
-    batch = dict(rewards=jnp.array([1.0, -1.0, 0.0]), masks=jnp.array([1.0, 0.0, 1.0]))
-    # gamma^3 = 1/8; the second chunk ended, so its future counts for nothing
-    expected = dict(min=[1 + 8 / 8, -1, -16 / 8], mean=[1 + 12 / 8, -1, 0])[agg]
-    np.testing.assert_allclose(lps.td_target(lps.Args(gamma=0.5, horizon=3), batch, next_v), expected)
-
-
-@pytest.mark.parametrize("agg", ["min", "mean"])
-def test_update_regresses_the_critics_on_the_target_of_the_actors_own_action(state, batch, agg):
-    _, metrics = lps.update(lps.replace(ARGS, q_agg=agg), state, batch, jax.random.key(0))
-    p, target, b = double((state.params, state.target, batch))
-    s = b["next_observations"]
-    z = np_sphere(np_mlp(p["latent_actor"], s))
-    a = np.clip(np_mlp(p["policy"], s, z, np.ones((B, 1)), np.ones((B, 1))), -1, 1)
-    assert (np.abs(a) == 1).any() and (np.abs(a) < 1).any()  # the clip matters
-    next_q = getattr(np, agg)([np_mlp(critic, s, a)[:, 0] for critic in target["mlp"]], axis=0)
-    y = b["rewards"] + ARGS.gamma**2 * b["masks"] * next_q
-    q = np.array([np_mlp(critic, b["observations"], b["actions"])[:, 0] for critic in p["critics"]["mlp"]])
-    np.testing.assert_allclose(metrics["critics_loss"], ((q - y) ** 2).mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["critics_q"], q.mean(), rtol=1e-4)
-
-
-def test_critic_gradient_leaves_the_target_alone(state, batch):
-    s, a, y = batch["observations"], batch["actions"], batch["rewards"]
-    grad = jax.grad(lambda c: lps.critic_loss(c, s, a, y)[0])(state.params["critics"])
-    critics, s, a, y = double((state.params["critics"], s, a, y))
-    loss = lambda critics: np.mean([(np_mlp(critic, s, a)[:, 0] - y) ** 2 for critic in critics["mlp"]])
-    assert_gradient(grad, loss, critics)
-
-
-@pytest.mark.parametrize("alone", ["meanflow_loss", "critic_loss", "actor_loss"])
-def test_each_loss_moves_its_own_network_only(state, batch, monkeypatch, alone):
-    """With the other two losses set to zero, the networks that are not its own stay where they are, to the bit."""
-    for name in {"meanflow_loss", "critic_loss", "actor_loss"} - {alone}:
-        monkeypatch.setattr(lps, name, lambda *_: (jnp.zeros(()), {}))
-    new, _ = lps.update(ARGS, state, batch, jax.random.key(0))
-    moved = {name: not all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[name], new.params[name])))
-             for name in state.params}
-    own = dict(meanflow_loss="policy", critic_loss="critics", actor_loss="latent_actor")[alone]
-    assert moved == {name: name == own for name in state.params}
-
-
-def test_target_is_the_tau_average_of_the_new_critics(state, batch):
-    new, _ = lps.update(ARGS, state, batch, jax.random.key(0))
-    expected = jax.tree.map(lambda x, y: 0.995 * x + 0.005 * y, state.target, new.params["critics"])
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), new.target, expected)
-
-
-@pytest.mark.parametrize("latent", ["sphere", "normal", "truncated-normal"])
-def test_latents_live_where_their_prior_does(state, latent):
-    args = lps.replace(ARGS, latent=latent)
-    s = jax.random.normal(jax.random.key(0), (5000, S))
-    drawn = np.asarray(lps.draw_latent(args, jax.random.key(1), (5000, D)))
-    chosen = np.asarray(lps.choose_latent(args, lps.apply(state.params["latent_actor"], 10 * s)))
-    if latent == "sphere":
-        np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), np.sqrt(D), rtol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(chosen, axis=1), np.sqrt(D), rtol=1e-5)
-        np.testing.assert_allclose(drawn.mean(0), 0, atol=0.06)  # every direction alike
-    elif latent == "truncated-normal":
-        assert np.abs(drawn).max() <= 2 and np.abs(chosen).max() <= 2 and np.abs(chosen).max() > 1.9
-        np.testing.assert_allclose(drawn.std(), 0.8796, rtol=0.02)  # of a standard normal cut at +-2
-    else:
-        assert np.abs(drawn).max() > 3.5 and np.abs(chosen).max() > 3.5
-        np.testing.assert_allclose(drawn.std(), 1, rtol=0.02)
-
-
-def test_acting_is_the_clipped_one_step_decoder_at_the_actors_latent(state):
-    s = np.random.default_rng(0).normal(size=(7, S)).astype(np.float32)
-    acted = lps.act(ARGS, state, s, jax.random.key(0))
-    p = double(state.params)
-    z = np_sphere(np_mlp(p["latent_actor"], s))
-    expected = np.clip(np_mlp(p["policy"], s, z, np.ones((7, 1)), np.ones((7, 1))), -1, 1)
-    np.testing.assert_allclose(acted, expected, atol=1e-5)
-    one_by_one = [lps.act(ARGS, state, x, jax.random.key(0)) for x in s]
-    np.testing.assert_allclose(acted, one_by_one, atol=1e-5)
-
-
-@pytest.mark.parametrize("flow_steps", [1, 10])
-def test_flow_base_backpropagates_through_the_solver(batch, flow_steps):
-    args = lps.replace(ARGS, base="flow", flow_steps=flow_steps)
-    state = lps.init(args, jax.random.key(0), (S,), A)
-    p = state.params
-    grad = jax.grad(lambda x: lps.actor_loss(args, x, p["policy"], p["critics"], batch["observations"])[0])(
-        p["latent_actor"])
-    s, policy, critics, actor = double((batch["observations"], p["policy"], p["critics"], p["latent_actor"]))
-
-    def loss(actor, scale=None):
-        x = np_sphere(np_mlp(actor, s))
-        for i in range(flow_steps):
-            x = x + np_mlp(policy, s, x, np.full((B, 1), i / flow_steps)) / flow_steps
-        q = np.mean([np_mlp(critic, s, x)[:, 0] for critic in critics["mlp"]], axis=0)
-        return -q.mean() / (np.abs(q).mean() if scale is None else scale), np.abs(q).mean()
-
-    scale = loss(actor)[1]
-    assert_gradient(grad, lambda x: loss(x, scale)[0], actor)
+# ------------------------------------------------------------------------------------------------------------- networks
 
 
 def test_initial_weights():
-    """Fan-average uniform weights, zero biases, LayerNorm in the critics only, two different critics."""
-    params = lps.init(lps.Args(), jax.random.key(0), (28,), 5).params
-    policy, critics = params["policy"]["mlp"], params["critics"]["mlp"]
-    w = policy[1]["w"]
+    """Fan-average uniform weights, zero biases, two different critics."""
+    lps = load("lps")
+    state = lps.init(lps.Args(action_dim=5), jax.random.key(0), jnp.zeros((1, 28)))
+    policy, critics = state["policy"].params["params"], state["critic"].params["params"]
+    w = policy["Dense_1"]["kernel"]
     assert w.shape == (512, 512) and np.abs(w).max() <= np.sqrt(3 / 512)
     np.testing.assert_allclose(np.std(w), np.sqrt(1 / 512), rtol=0.01)
-    assert [x["w"].shape for x in policy][::4] == [(28 + 25 + 2, 512), (512, 25)]
-    assert all((layer["b"] == 0).all() for layer in policy)
-    assert "scale" not in policy[0] and "scale" in critics[0][3]
-    assert not np.array_equal(critics[0][0]["w"], critics[1][0]["w"])
+    assert all((layer["bias"] == 0).all() for layer in policy.values())
+    first, second = (critics[f"Network_{k}"]["Dense_0"]["kernel"] for k in range(2))
+    assert not np.array_equal(first, second)
+    assert_same_tree(state["target_critic"], state["critic"].params)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_networks_are_as_wide_as_the_paper_says(name):
+    """LayerNorm in critics and values alone; time, latent or label beside the observation and the chunk."""
+    script = load(name)
+    state = jax.eval_shape(lambda: script.init(script.Args(action_dim=5), jax.random.key(0), jnp.zeros((1, 28))))
+    inputs = dict(policy=55 if name in ("mf_bc", "lps", "mf_bon", "qc_mfql", "cfgrl") else 54, critic=53, value=28,
+                  latent_critic=53, latent_actor=28, student=53)
+    hidden = dict(policy=[512] * 4, student=[512] * 4, latent_actor=[256] * 2 if name == "lps" else [512] * 4)
+    for network in state.keys() - {"target_critic"}:
+        layers = state[network].params["params"]
+        pair = network in ("critic", "latent_critic") or (name, network) == ("cfgrl", "value")
+        assert pair == ("Network_0" in layers)
+        for net in [layers["Network_0"], layers["Network_1"]] if pair else [layers]:
+            dims = [inputs[network], *hidden.get(network, [256] * 4), 25 if network in hidden else 1]
+            shapes = [net[f"Dense_{i}"]["kernel"].shape for i in range(len(dims) - 1)]
+            assert shapes == list(zip(dims, dims[1:]))
+            assert sum("LayerNorm" in layer for layer in net) == (0 if network in hidden else 4)

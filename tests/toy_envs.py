@@ -1,10 +1,5 @@
 """Gymnasium environments for the tests, reached as toy_envs:Name-v0, and what their datasets are made of."""
 
-import multiprocessing
-import os
-import sys
-import time
-
 import gymnasium
 import numpy as np
 
@@ -59,7 +54,8 @@ class Bandit(gymnasium.Env):
 
 
 class Counting(gymnasium.Env):
-    """Episode lengths, rewards and success follow from the reset seed alone; the observation tells seed and time."""
+    """Episodes have numbers: the seed of a reset, or one more than the last. Their lengths, rewards and success follow
+    from the number alone; the observation tells number and time."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Box(-2, 2, (1,))  # not [-1, 1]: rescaled
@@ -73,14 +69,12 @@ class Counting(gymnasium.Env):
         return np.full((32, 48, 3), 4 * self.t, np.uint8)
 
     def reset(self, *, seed=None, options=None):
-        assert seed is not None, "every episode is reset with a seed"
-        assert "jax" not in sys.modules or multiprocessing.parent_process() is None, "JAX in a worker"
-        self.n, self.t = seed, 0
+        self.n, self.t = self.n + 1 if seed is None else seed, 0
         return np.array([self.n, self.t], np.float32), {}
 
     @staticmethod
-    def length(seed):
-        return 1 + 7 * seed % 13
+    def length(n):
+        return 1 + 7 * n % 13
 
     def step(self, action):
         self.t += 1
@@ -93,53 +87,37 @@ class Silent(Counting):
     reports_success = False
 
 
-class Faulty(Counting):
-    """Does in its step what the environment variable FAULT says, and notes in the file CLOSED that it is closed."""
-
-    def step(self, action):
-        match os.environ.get("FAULT"):
-            case "dies":
-                os._exit(1)
-            case "hangs":
-                time.sleep(1000)
-            case "fails":
-                raise ValueError("its joints ache")
-            case "fails and cannot say":
-                raise ValueError(lambda: "what cannot be pickled")
-        return super().step(action)
-
-    def close(self):
-        if path := os.environ.get("CLOSED"):
-            with open(path, "a") as file:
-                print("closed", file=file)
-
-
-class Invisible(Counting):
-    def render(self):
-        return None
-
-
-class Stuck(Counting):
-    def __init__(self):
-        if multiprocessing.parent_process():
-            time.sleep(1000)
-
-
-class Keyed(Counting):
-    observation_space = gymnasium.spaces.Dict(dict(position=Counting.observation_space))
-
-
 class Discrete(Counting):
     action_space = gymnasium.spaces.Discrete(3)
 
 
-class Unbounded(Counting):
-    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+class Film(gymnasium.Env):
+    """Images of noise that follow from the reset seed and the time; an episode ends after seven steps."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def frame(self):
+        return np.random.default_rng((self.seed, self.t)).integers(0, 256, (8, 8, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.t = seed, 0
+        return self.frame(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.frame(), 0.0, False, self.t == 7, {"success": True}
 
 
-class Half(Counting):  # described in several lines
-    action_space = gymnasium.spaces.Box(np.array([-1] * 9 + [-np.inf]), np.ones(10), dtype=np.float64)
+def film_data(episodes):
+    """The episodes 0 ... of Film as a dataset, whose actions tell the rows apart."""
+    env, frames = Film(), []
+    for seed in range(episodes):
+        frames += [env.reset(seed=seed)[0], *(env.step(None)[0] for _ in range(7))]
+    n = len(frames)
+    return dict(observations=np.array(frames), actions=np.linspace(-0.9, 0.9, n)[:, None], rewards=np.ones(n),
+                terminals=np.arange(n) % 8 == 7)
 
 
-for name in ("Bandit", "Counting", "Silent", "Faulty", "Stuck", "Invisible", "Keyed", "Discrete", "Unbounded", "Half"):
+for name in ("Bandit", "Counting", "Silent", "Discrete", "Film"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")

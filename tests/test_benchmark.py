@@ -1,0 +1,250 @@
+"""benchmark/'s tools, each on tiny input: they run, and write and print what they say."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lps
+import mf_bon
+from benchmark import ablations, collect, latency, report, sweep, throughput, toy
+
+RESULTS = Path(report.__file__).parent / "results"
+CUBE = "cube-single-play-singletask-v0"
+
+
+def read_csv(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def save_data(path):
+    """Random data of Pendulum-v1: ten trajectories of nine transitions."""
+    rng = np.random.default_rng(0)
+    np.savez(path, observations=rng.normal(size=(100, 3)), actions=rng.uniform(-1, 1, (100, 1)), rewards=np.zeros(100),
+             terminals=np.arange(100) % 10 == 9)
+
+
+def wait_until(condition):
+    end = time.time() + 60
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """What runs a few times need not run fast; nor what is started here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+# ============================================================================================================= collect
+
+def test_collect_makes_the_same_data_with_any_number_of_workers(tmp_path):
+    for workers in (1, 2):
+        args = collect.Args("puzzle-3x3-noisy-v0", num_episodes=2, episode_length=20, seed=5, num_workers=workers,
+                            dataset_dir=tmp_path / str(workers))
+        collect.collect(args)
+    for name, episodes in (("puzzle-3x3-noisy-v0.npz", 2), ("puzzle-3x3-noisy-v0-val.npz", 1)):
+        data, same = dict(np.load(tmp_path / "1" / name)), dict(np.load(tmp_path / "2" / name))
+        kinds = {key: (x.dtype.name, x.shape[1:]) for key, x in data.items()}
+        assert kinds == dict(observations=("float32", (55,)), actions=("float32", (5,)), terminals=("bool", ()),
+                             qpos=("float32", (23,)), qvel=("float32", (23,)), button_states=("int64", (9,)))
+        assert np.flatnonzero(data["terminals"]).tolist() == [20 + 21 * i for i in range(episodes)]
+        assert all(np.array_equal(data[key], same[key]) for key in data)
+        assert b"collect.py" in zipfile.ZipFile(tmp_path / "1" / name).comment
+    with pytest.raises(SystemExit, match="--overwrite replaces"):
+        collect.collect(args)
+    with pytest.raises(SystemExit, match="near: puzzle-3x3-play-v0"):
+        collect.collect(collect.Args("pzzle-3x3-play-v0"))
+
+
+def test_ctrl_c_leaves_no_half_file(tmp_path):
+    process = subprocess.Popen([sys.executable, collect.__file__, "cube-single-play-v0", "--dataset-dir", tmp_path,
+                                "--num-workers", "1", "--episode-length", "50"], stderr=subprocess.PIPE, text=True)
+    assert "0/1100" in process.stderr.read(60)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines()[-1] == "stopped; no file was left unfinished"
+    assert process.returncode == 1 and not list(tmp_path.iterdir())
+
+
+# =============================================================================================================== sweep
+
+def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
+    save_data(tmp_path / "data.npz")
+    experiment, run_dir = tmp_path / "tiny.toml", tmp_path / "runs/tiny/Pendulum-v1/flow_bc_tau-0.5/seed0"
+
+    def run_sweep(steps):
+        experiment.write_text(f"""
+            seeds = 1
+            tasks = ["Pendulum-v1"]
+            runs = [{{ script = "flow_bc", tau = [0.5] }}]
+            [flags]
+            dataset-path = "{tmp_path}/data.npz"
+            actor-hidden-dims = [8, 8]
+            horizon = 1
+            total-steps = {steps}
+            log-interval = 100
+            eval-episodes = 0
+            """)
+        return subprocess.Popen([sys.executable, sweep.__file__, experiment, "--out", tmp_path / "runs"],
+                                stdout=subprocess.PIPE, text=True)
+
+    process = run_sweep(1_000_000)
+    wait_until(lambda: (run_dir / "train.csv").exists())
+    process.send_signal(signal.SIGINT)
+    assert "1 interrupted" in process.communicate()[0] or process.returncode == 1
+    reached = int(read_csv(run_dir / "train.csv")[-1]["step"])
+    process = run_sweep(reached + 100)
+    assert "1 done" in process.communicate()[0] and process.returncode == 0
+    log = (run_dir.parent / "seed0.log").read_text()
+    commands = [line for line in log.splitlines() if line.startswith("$ ")]
+    assert ["--resume" in command for command in commands] == [False, True]
+    assert int(read_csv(run_dir / "train.csv")[-1]["step"]) == reached + 100
+    process = run_sweep(reached + 100)
+    assert "started" not in process.communicate()[0] and process.returncode == 0
+    assert (run_dir.parent / "seed0.log").read_text() == log
+
+
+@pytest.mark.parametrize("name, runs", [("state", 2000), ("visual", 2000), ("ablations", 1000), ("alpha", 288),
+                                        ("comparison", 20), ("scaled-down", 60), ("scaled-down-ablations", 5),
+                                        ("scaled-down-alpha", 18)])
+def test_every_experiment_is_made_of_flags_that_exist(name, runs):
+    found = sweep.read_experiment(sweep.Args(name))[1]
+    assert len(found) == runs == len({run.run_dir for run in found})
+    for script, settings in {run.script: run.settings for run in found}.items():
+        module = ablations if script.stem == "ablations" else __import__(script.stem)
+        assert {key.replace("-", "_") for key in settings} <= {*vars(module.Args())}
+
+
+# =========================================================================================================== ablations
+
+def test_ablations_exchange_what_they_say(monkeypatch):
+    s, z = jnp.ones((6, 3)), 3 * jax.random.normal(jax.random.key(0), (6, 4))
+
+    def decoded(**settings):
+        """What a policy makes of latents if all its weights are 0."""
+        args = ablations.Args(action_dim=2, horizon=2, actor_hidden_dims=(8,), critic_hidden_dims=(8,), **settings)
+        ablations.exchange(args)
+        policy = jax.eval_shape(partial(lps.init, args), jax.random.key(0), s[:1])["policy"]
+        assert policy.params["params"]["Dense_0"]["kernel"].shape[0] == 3 + 4 + (1 if args.base == "flow" else 2)
+        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), policy.params)
+        return lps.decode(args, policy.replace(params=params), s, z)
+
+    ablations.exchange(ablations.Args(latent="normal"))
+    np.testing.assert_array_equal(lps.sphere(z), z)
+    ablations.exchange(ablations.Args(latent="truncated-normal"))
+    np.testing.assert_array_equal(lps.sphere(z), 2 * jnp.tanh(z))
+    noise = []
+    monkeypatch.setitem(ablations.OWN, "imitation_loss", lambda policy, params, s, a, e, key: noise.append(e))
+    ablations.exchange(ablations.Args(latent="truncated-normal"))
+    lps.imitation_loss(None, None, s, jnp.zeros((1000, 4)), None, jax.random.key(0))
+    assert 1.9 < jnp.abs(noise[0]).max() <= 2 and noise[0].std() == pytest.approx(0.88, abs=0.02)
+    monkeypatch.undo()
+    np.testing.assert_allclose(decoded(base="flow", flow_steps=1), jnp.clip(z, -1, 1))  # a velocity of 0
+    np.testing.assert_allclose(decoded(predict="velocity"), jnp.clip(z, -1, 1))
+    np.testing.assert_array_equal(decoded(), 0)
+    assert all(getattr(lps, name) is ablations.OWN[name] for name in ("sphere", "imitation_loss", "decode", "init"))
+
+
+def test_an_ablation_is_recorded_and_goes_on(tmp_path, monkeypatch):
+    save_data(tmp_path / "data.npz")
+    for name in ("Args", "train", "__file__"):
+        monkeypatch.setattr(lps, name, getattr(lps, name))  # and put back at the end
+    flags = ["--env-id", "Pendulum-v1", "--dataset-path", f"{tmp_path}/data.npz", "--horizon", "1",
+             "--actor-hidden-dims", "8", "--critic-hidden-dims", "8", "--total-steps", "10", "--eval-episodes", "0"]
+    for more in ([*flags, "--latent", "normal"], ["--resume", "--total-steps", "20"]):
+        monkeypatch.setattr(sys, "argv", ["ablations.py", "--run-dir", f"{tmp_path}/run", *more])
+        ablations.main()
+        assert lps.sphere is ablations.normal
+    ablations.exchange(ablations.Args())
+    record = json.loads((tmp_path / "run/args.json").read_text())
+    assert (record["script"], record["latent"], record["base"]) == ("ablations", "normal", "meanflow")
+    assert [row["step"] for row in read_csv(tmp_path / "run/train.csv")] == ["10", "20"]
+
+
+# ============================================================================================================== report
+
+def test_report_reads_the_committed_results(tmp_path):
+    for folder, more in (("scaled-down-alpha", "{lps,qc_mfql}/seed0"), ("scaled-down-ablations", "lps/seed0")):
+        more = [RESULTS / f"scaled-down/{CUBE}/{name}/seed0" for name in ("lps", "qc_mfql") if name in more]
+        report.main(report.Args((RESULTS / folder, *more), tmp_path / folder / "curves.png"))
+        for name in ("curves.md", "curves.csv"):
+            assert (tmp_path / folder / name).read_text() == (RESULTS / folder / name).read_text()
+    assert (tmp_path / "scaled-down-alpha/curves_alpha.png").stat().st_size > 10_000
+
+
+def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
+    def make_run(name, script, seed, success, **more):
+        """Three tasks of two domains; with several seeds in a process if there are several successes."""
+        for task in (CUBE, "cube-single-play-singletask-task1-v0", "scene-play-singletask-v0"):
+            record = dict(env_id=task, seed=seed, num_seeds=len(success), total_steps=20) | more
+            record |= dict(dataset="x.npz", transitions=1000) | script
+            path = tmp_path / f"{name}-{task}-{seed}"
+            path.mkdir()
+            (path / "args.json").write_text(json.dumps(record))
+            rows = [f"{step},{seed + k},{x * step / 20},0,1,50,1" for step in (10, 20) for k, x in enumerate(success)]
+            (path / "eval.csv").write_text("\n".join(["step,seed,success,return,length,episodes,seconds", *rows, ""]))
+
+    make_run("a", dict(script="lps"), 0, [0.6, 0.8], alpha=1.0, batch_size=256)
+    make_run("b", dict(script="lps"), 2, [1.0])
+    make_run("c", dict(script="ablations"), 0, [0.1, 0.2, 0.3], latent="normal")
+    make_run("d", dict(algorithm="flow_bc"), 0, [0.2], policy="meanflow", total_steps=30,
+             dataset=dict(transitions=1000, mark="benchmark/collect.py"))
+    report.main(report.Args((tmp_path,), tmp_path / "new/curves.png", aggregate=True))
+    rows = {(row["task or domain"], row["method"]): row for row in read_csv(tmp_path / "new/curves.csv")}
+    # mean 0.8, standard deviation 0.2, t of 2 degrees of freedom 4.3027: 0.8 +- 0.4968, cut off at 1
+    row = rows[CUBE, "lps"]
+    assert [float(row[x]) for x in ("success", "95% from", "95% to")] == pytest.approx([0.8, 0.3032, 1], abs=1e-4)
+    assert [row[x] for x in ("updates", "seeds", "episodes", "published")] == ["20", "3", "50", ""]
+    assert rows["cube-single", "lps"]["published"] == "0.950000"
+    assert rows["all state tasks", "lps --latent normal"]["published"] == "0.040000"
+    assert float(rows["IQM of 3 task(s)", "lps"]["success"]) == pytest.approx(0.8)
+    assert f"- mf_bc on {CUBE}, seed 0: evaluated up to 20 of 30 updates" in capsys.readouterr().out.splitlines()
+    assert all((tmp_path / f"new/curves{x}.png").stat().st_size > 5_000 for x in ("", "_aggregate"))
+
+
+# =============================================================================================== throughput and latency
+
+def test_throughput_writes_its_table(tmp_path):
+    throughput.main(throughput.Args(("flow_bc",), (1,), updates=2, repeats=2, eval_episodes=0, out=tmp_path / "x.csv"))
+    rows = {row["what"]: row for row in read_csv(tmp_path / "x.csv")}
+    assert {"updates, all seeds together", "peak memory", "share of the machine's products"} <= {*rows}
+    assert all(0 < float(row["least"]) <= float(row["median"]) <= float(row["most"]) for row in rows.values())
+    # 256 rows of 28 + 25 + 1 numbers through 512x4 to 25, there and twice back, but for the first layer's inputs
+    products = 2 * 256 * (3 * (54 * 512 + 3 * 512 * 512 + 512 * 25) - 54 * 512)
+    assert float(rows["floating-point operations of an update"]["median"]) == pytest.approx(products / 1e9, rel=0.1)
+
+
+def test_latency_counts_evaluations_and_writes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(mf_bon, "Args", partial(mf_bon.Args, actor_hidden_dims=(8,), critic_hidden_dims=(8,)))
+    latency.main(latency.Args(("mf_bon",), calls=5, out=tmp_path / "new/x.csv"))
+    rows = {row["method"]: row for row in read_csv(tmp_path / "new/x.csv")}
+    assert rows["mf_bon"]["of which"] == "policy 32, critic 32"
+    assert all(0 < float(row["median (us)"]) <= float(row["99th percentile (us)"]) for row in rows.values())
+
+
+# ================================================================================================================= toy
+
+def test_toy_draws_and_counts(tmp_path, monkeypatch):
+    """The rings. (The grid trains three times, too long for a test.)"""
+    monkeypatch.setattr(toy, "ALPHAS", (1.0,))
+    monkeypatch.setattr(toy, "ROWS", [(toy.qc_mfql, "Rings")])
+    toy.main(toy.Args(("rings",), tmp_path, num_seeds=1, total_steps=2))
+    rows = read_csv(tmp_path / "rings.csv")
+    assert [row["alpha"] for row in rows] == ["base", "1"] and all(0 <= float(row["on_data"]) <= 1 for row in rows)
+    assert (tmp_path / "rings.png").stat().st_size > 10_000
