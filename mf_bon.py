@@ -404,8 +404,7 @@ def train(args, stop=()):
     """A run, from its first update or last checkpoint on. A signal that is added to stop ends it, with a checkpoint."""
     args = prepare(args)
     env, checkpoint = make_env(args), Path(args.run_dir, "checkpoint.msgpack")
-    s = stack(np.zeros((1, *env.observation_space.shape)))
-    args = replace(args, action_dim=env.action_space.shape[0])
+    s, args = stack(np.zeros((1, *env.observation_space.shape))), replace(args, action_dim=env.action_space.shape[0])
     data, facts = ({}, {}) if args.eval_only else load_dataset(args, env)
     env.close()
     facts |= {package: version(package) for package in ("jax", "ogbench", "mujoco")}
@@ -467,7 +466,8 @@ def train(args, stop=()):
                 raise SystemExit(f"not finite before update {step}, but what {args.run_dir} holds is: {means}")
             recent.append(dict(updates_per_second=np.full(args.num_seeds, n / (time.perf_counter() - began))) | means)
             if due(args.log_interval):
-                means = {name: np.mean([x[name] for x in recent], axis=0).tolist() for name in recent[0]}
+                columns = "updates_per_second", *metrics  # in this order after --resume as well
+                means = {name: np.mean([x[name] for x in recent], axis=0).tolist() for name in columns}
                 rows = [{name: x[k] for name, x in means.items()} for k in range(args.num_seeds)]
                 report(args, step, "train", rows)
                 recent = []

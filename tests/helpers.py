@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 
 import jax
@@ -151,15 +152,21 @@ def make_args(script, **more):
 
 
 def make_state(script, args, s=None):
-    """A state whose biases, scales and target critics are not at their initial values."""
+    """A state before its first update, but with random weights, biases, scales and target critics."""
     s = jnp.zeros((1, S)) if s is None else s
-    state = script.init(args, jax.random.key(0), s)
+    state = jax.eval_shape(lambda: script.init(args, jax.random.key(0), s))
     rng = np.random.default_rng(1)
 
-    def perturbed(params):
-        return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+    def drawn(path, x):
+        numbers = rng.normal(size=x.shape) * (1.5 / np.sqrt(len(x)) if x.ndim > 1 else 0.3)
+        return jnp.asarray(numbers + (path[-1].key == "scale"), jnp.float32)
 
-    return {name: perturbed(x) if name == "target_critic" else x.replace(params=perturbed(x.params))
+    draw = partial(jax.tree.map_with_path, drawn)
+
+    def zeros(tree):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+    return {name: draw(x) if name == "target_critic" else zeros(x).replace(params=draw(x.params))
             for name, x in state.items()}
 
 
