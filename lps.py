@@ -259,7 +259,7 @@ def make_env(args, film=None):
 def load_dataset(args, env):
     """A dataset, and what to tell of it. A trajectory of T transitions is T+1 rows; the last one is its final state."""
     path = Path(args.dataset_path or f"{args.dataset_dir}/{args.env_id.split('-singletask')[0]}-v0.npz").expanduser()
-    names = ["terminals", "observations", "actions", "rewards", "masks", "qpos", "button_states"]
+    names = ["observations", "terminals", "actions", "rewards", "masks", "qpos", "button_states"]
     try:
         if args.dataset_path is None and not path.exists():
             ogbench.download_datasets([path.stem], args.dataset_dir)
@@ -463,8 +463,8 @@ def train(args, stop=()):
             means = {name: x.mean(axis=1) for name, x in jax.device_get(metrics).items()}
             step += n
             bar.update(n)
-            if not np.isfinite([*means.values()]).all():
-                raise SystemExit(f"not finite before update {step}, but what {args.run_dir} holds is: {means}")
+            if bad := [name for name, x in means.items() if not np.isfinite(x).all()]:
+                raise SystemExit(f"not finite before update {step}: {', '.join(bad)}; what {args.run_dir} holds is")
             recent.append(dict(updates_per_second=np.full(args.num_seeds, n / (time.perf_counter() - began))) | means)
             if due(args.log_interval):
                 columns = "updates_per_second", *metrics  # in this order after --resume as well
