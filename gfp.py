@@ -464,7 +464,7 @@ def train(args, stop=()):
             step += n
             bar.update(n)
             if bad := [name for name, x in means.items() if not np.isfinite(x).all()]:
-                raise SystemExit(f"not finite before update {step}: {', '.join(bad)}; {args.run_dir} is as it was before")
+                raise SystemExit(f"not finite before update {step}: {', '.join(bad)}; {args.run_dir} is from before")
             recent.append(dict(updates_per_second=np.full(args.num_seeds, n / (time.perf_counter() - began))) | means)
             if due(args.log_interval):
                 columns = "updates_per_second", *metrics  # in this order after --resume as well
