@@ -1,4 +1,5 @@
-"""A core for each of pytest's workers; what one process has compiled, the others do not compile again."""
+"""A core for each of pytest's workers; code that is compiled quickly, since most of it runs only for a moment, and that
+is shared by all processes."""
 
 import os
 import shutil
@@ -6,6 +7,7 @@ import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true")
 MADE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit it, and so do the scripts they start
     MADE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")

@@ -20,7 +20,7 @@ def constant(state, s, key):
     return np.full((len(s), 5), 0.25)
 
 
-@pytest.mark.parametrize("episodes, cores, seed, k", [(1, 2, 0, 0), (7, 1, 3, 0), (5, 2, 1, 1)])
+@pytest.mark.parametrize("episodes, cores, seed, k", [(1, 2, 0, 0), (7, 1, 3, 0), (5, 2, 3, 1)])
 def test_every_episode_counts_once(tmp_path, monkeypatch, episodes, cores, seed, k):
     """Each process plays its share of the episodes, neither more of the short ones nor fewer of the long ones. The
     policy is the k-th seed's, and acts anew after each chunk on what it sees."""
