@@ -57,11 +57,6 @@ def test_an_algorithm_is_three_functions(name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_imports_nothing_from_here(name):
-    assert not re.search(rf"^\s*(?:from|import) (?:tests|benchmark|{'|'.join(SCRIPTS)})\b", TEXT[name], re.M)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
 def test_dependencies_are_those_of_requirements_txt(name):
     """Its lines up to the comment on the figures and the tests."""
     header = re.match(r"# /// script\n# dependencies = (\[.*\])\n# ///\n", TEXT[name])
