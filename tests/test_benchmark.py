@@ -17,7 +17,7 @@ import pytest
 
 import lps
 import mf_bon
-from benchmark import ablations, collect, latency, report, sweep, throughput, toy
+from benchmark import ablations, collect, grasp, latency, report, sweep, throughput, toy
 
 RESULTS = Path(report.__file__).parent / "results"
 CUBE = "cube-single-play-singletask-v0"
@@ -236,6 +236,24 @@ def test_latency_counts_evaluations_and_writes_its_table(tmp_path, monkeypatch):
     rows = {row["method"]: row for row in read_csv(tmp_path / "new/x.csv")}
     assert rows["mf_bon"]["of which"] == "policy 32, critic 32"
     assert all(0 < float(row["median (us)"]) <= float(row["99th percentile (us)"]) for row in rows.values())
+
+
+# =============================================================================================================== grasp
+
+def test_grasps_are_found_in_observations(tmp_path):
+    """One that holds, 1 cm beside the centre, one that does not, and a hand that closes where no cube is."""
+    s = np.zeros((200, 28))
+    s[20:60, grasp.OPENING] = s[100:120, grasp.OPENING] = s[150:160, grasp.OPENING] = 0.5 * grasp.CLOSED
+    s[20, 12] = 0.01 * grasp.METRE
+    s[30:60, 21] = 0.1 * grasp.METRE
+    s[150:160, 13] = 0.2 * grasp.METRE
+    found = grasp.grasps(s)
+    assert [(t, hold) for t, _, hold in found] == [(20, True), (100, False)]
+    np.testing.assert_allclose([apart for _, apart, _ in found], [1, 0], atol=1e-9)
+    np.savez(tmp_path / "data.npz", observations=np.tile(s, (2, 1)), terminals=np.arange(400) % 200 == 199)
+    grasp.main(grasp.Args(data=tmp_path / "data.npz", out=tmp_path / "grasp.csv"))
+    assert read_csv(tmp_path / "grasp.csv") == [
+        {"run": "the data", "grasps": "4", "hold": "0.5", "median cm": "0.5", "beyond 1 cm": "0"}]
 
 
 # ================================================================================================================= toy

@@ -1,0 +1,158 @@
+"""How policies grasp: the share of first grasps that hold, where the hand closes, and how unusual the chunk is.
+
+    python benchmark/grasp.py runs/slips/*/lps/seed0 runs/slips/*/mf_bon/seed0 --out grasp.csv
+    python benchmark/grasp.py --data runs/data-200/cube-single-play-v0.npz       # the experts' grasps, from the data
+
+For runs on cube-single, from states. The policy of an lps run is played as it is, and with other choices of the latent.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax.serialization import from_state_dict, msgpack_restore
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
+import mf_bon
+
+# Where OGBench's observation of one cube has what is measured, and by what it multiplies metres and the opening.
+HAND, OPENING, CUBE, METRE, CLOSED = slice(12, 15), 17, slice(19, 22), 10, 3
+REACH, LIFT, SOON = 0.08, 0.02, 25  # a grasp: the hand closes so near the cube, and lifts it so far within these steps
+
+
+@dataclass
+class Args:
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    data: Path | None = None  # a dataset of cube-single, whose grasps are measured instead
+    episodes: int = 30  # of each policy, reset with the seeds 0, 1, ...
+    latents: int = 1000  # random ones, with whose chunks the chunk of a grasp is compared
+    out: Path = Path("grasp.csv")
+
+
+def grasps(s):
+    """[(step, distance in cm between hand and cube, whether it holds)] of a trajectory's observations."""
+    closed = s[:, OPENING] / CLOSED > 0.3
+    apart = np.linalg.norm(s[:, HAND] - s[:, CUBE], axis=1) / METRE
+    found = []
+    for t in np.flatnonzero(closed[1:] & ~closed[:-1] & (apart[1:] < REACH)) + 1:
+        height = s[t : t + SOON, CUBE.stop - 1] / METRE
+        found.append((t, 100 * apart[t], height.max() > height[0] + LIFT))
+    return found
+
+
+def load(run_dir):
+    """The script of a run, its arguments, and its first seed's state."""
+    record = json.loads((run_dir / "args.json").read_text())
+    script = import_module(record["script"])
+    saved = {name: tuple(x) if isinstance(x, list) else x for name, x in record.items() if name in vars(script.Args())}
+    args = script.Args(**saved)
+    s = jnp.zeros((1, 28))
+    like = jax.vmap(lambda key: script.init(args, key, s))(jax.random.split(jax.random.key(0), args.num_seeds))
+    states = from_state_dict(like, msgpack_restore((run_dir / "checkpoint.msgpack").read_bytes())["states"])
+    return script, args, jax.tree.map(lambda x: x[0], states)
+
+
+def choices(script, args):
+    """{how the chunk is chosen: a function like act}."""
+    def random(state, s, key):
+        z = script.sphere(jax.random.normal(key, (len(s), args.horizon * args.action_dim)))
+        return script.decode(args, state["policy"], s, z)
+
+    def best_of_32(own, state, s, key):
+        """Of random latents, one of which the actor's takes the place of."""
+        z = script.sphere(jax.random.normal(key, (32, args.horizon * args.action_dim)))
+        if own:
+            actor = state["latent_actor"]
+            z = z.at[0].set(script.sphere(actor.apply_fn(actor.params, s))[0])
+        return mf_bon.best_of(args, state, state["critic"].params, s, z)[0]
+
+    found = {"as trained": partial(script.act, args)}
+    if script.__name__ == "lps":
+        found["two steps"] = partial(script.act, script.replace(args, decode_steps=2))
+        found["a random latent"] = random
+        found["best of 32 latents"] = partial(best_of_32, False)
+        found["best of l(s) and 31 latents"] = partial(best_of_32, True)
+    return found
+
+
+def play(script, args, policy, seed):
+    """An episode's observations, the observations before each chunk and the chunks, and whether it was solved."""
+    env, key = script.make_env(args).env, jax.random.key(seed)  # without Chunks: every step is seen
+    stacked, _ = env.reset(seed=seed)
+    seen, before, chunks, done = [stacked[-1]], [], [], False
+    while not done:
+        key, act_key = jax.random.split(key)
+        before.append(script.stack(stacked[None]))
+        chunks.append(np.asarray(policy(before[-1], act_key))[0])
+        for action in chunks[-1].reshape(args.horizon, -1):
+            stacked, _, terminated, truncated, info = env.step(action)
+            seen.append(stacked[-1])
+            if done := terminated or truncated:
+                break
+    env.close()
+    return np.array(seen), before, chunks, info["success"]
+
+
+def unusual(script, args, state, n, s, a):
+    """The distance of chunk a from the mean chunk of n random latents, and the 99.9th percentile of theirs."""
+    z = jax.random.normal(jax.random.key(0), (n, a.size))
+    if hasattr(script, "sphere"):
+        z = script.sphere(z)
+    chunks = script.decode(args, state["policy"], jnp.repeat(s, n, axis=0), z)
+    mean = chunks.mean(axis=0)
+    return jnp.linalg.norm(a - mean), jnp.percentile(jnp.linalg.norm(chunks - mean, axis=1), 99.9)
+
+
+def summary(found):
+    """Of grasps, one an episode or all of a dataset."""
+    _, apart, hold = np.array(found).T if found else np.full((3, 1), np.nan)
+    return {"grasps": len(found), "hold": np.mean(hold), "median cm": np.median(apart),
+            "beyond 1 cm": np.mean(apart > 1)}
+
+
+def rows_of(args, run_dir):
+    script, own, state = load(run_dir)
+    judge = jax.jit(partial(unusual, script, own, state, args.latents))
+    for choice, act in choices(script, own).items():
+        policy, first, odd, solved = jax.jit(partial(act, state)), [], [], []
+        for seed in range(args.episodes):
+            s, before, chunks, success = play(script, own, policy, seed)
+            solved.append(success)
+            if found := grasps(s):
+                first.append(found[0])
+                i = (found[0][0] - 1) // own.horizon
+                if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
+                    odd.append(judge(before[i], chunks[i]))
+        distance, usual = np.mean(odd or [(np.nan, np.nan)], axis=0)
+        yield {"run": f"{script.__name__}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
+               "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
+               "one latent in 1,000": usual}
+
+
+def main(args):
+    rows = []
+    if args.data:
+        data = np.load(args.data)
+        ends = np.flatnonzero(data["terminals"]) + 1
+        found = [grasp for s in np.split(data["observations"], ends[:-1]) for grasp in grasps(s)]
+        rows.append({"run": "the data", **summary(found)})
+    for run_dir in args.run_dirs:
+        rows += rows_of(args, run_dir)
+    table = [{name: f"{x:.3g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows]
+    with open(args.out, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
+        writer.writeheader()
+        writer.writerows(table)
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__.split("\n")[0]))
