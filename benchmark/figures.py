@@ -81,14 +81,14 @@ def draw_dots(axis, x, y, colour):
     axis.plot(x, y, "o", color=colour, ms=6, mec="white", mew=0.5, alpha=0.7, clip_on=False)
 
 
-def draw_line(axis, curve, method, beside=0):
+def draw_line(axis, curve, method):
     """The mean of {x: successes}, and each seed's, or from five seeds on the mean's interval."""
     colour, style, _ = look(method)
     means = [np.mean(values) for values in curve.values()]
     axis.plot(list(curve), means, color=colour, ls=style, lw=2.5)
     for x, values in curve.items():
         if len(values) < ENOUGH:
-            draw_dots(axis, len(values) * [x + beside], values, colour)
+            draw_dots(axis, len(values) * [x], values, colour)
     if all(len(values) >= ENOUGH for values in curve.values()):
         axis.fill_between(list(curve), *zip(*map(interval, curve.values())), color=colour, alpha=0.15, lw=0)
     put_label(axis, max(curve), means[-1], name_method(method), colour)
@@ -119,7 +119,7 @@ def move_labels_apart(figure):
 
 
 def write_caption(figure, caption):
-    lines = textwrap.fill(caption, int(8.7 * figure.get_figwidth()))
+    lines = textwrap.fill(caption, int(10 * figure.get_figwidth()))
     figure.supxlabel(lines, x=0.01, ha="left", fontsize=STYLE["font.size"])
 
 
@@ -139,22 +139,25 @@ def draw_curves(rows, caption, path):
     told = {"n": caption}
     for task, axis in panels.items():
         here = [row for row in rows if row["task or domain"] == task]
-        end = 1.02 * max(max(row["curve"]) for row in here)
+        end = 1.025 * max(max(row["curve"]) for row in here)
         axis.set(xlabel="updates", xlim=(0, end), ylim=(BOTTOM, TOP))
         axis.locator_params(axis="x", nbins=4)
-        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         for name, curve in here[0]["published_curves"].items():
             if min(curve) < end:
-                axis.plot(list(curve), list(curve.values()), ".-", color=PALE, lw=1)
-                put_label(axis, end, np.interp(end, list(curve), list(curve.values())), f"published {name}", PALE)
+                axis.plot(list(curve), list(curve.values()), ".-", color=PALE, lw=1, ms=4)
+                last = min(end, max(curve))
+                put_label(axis, last, np.interp(last, list(curve), list(curve.values())), f"published {name}", PALE)
                 told["curves"] = "Thin grey: other groups' published runs of this task."
         for i, row in enumerate(here):
-            beside = 0.005 * end * (i - (len(here) - 1) / 2)  # so that dots do not hide each other
-            draw_line(axis, row["curve"], row["method"], beside)
+            beside = 0
+            if min(row["seeds"]) < ENOUGH:  # then the dots of two methods do not hide each other
+                beside = 0.005 * end * (i - (len(here) - 1) / 2)
+            draw_line(axis, {x + beside: values for x, values in row["curve"].items()}, row["method"])
             if row["final"] is not None:
                 axis.plot((1, 1.025), 2 * [row["final"]], color=look(row["method"])[0], lw=2.5, solid_capstyle="butt",
-                          transform=axis.get_yaxis_transform(), clip_on=False)
-                told["ticks"] = "Ticks at the right edge: published, after 1,000,000 updates, mean of five tasks."
+                          transform=axis.get_yaxis_transform(), clip_on=False, zorder=4)
+                told["ticks"] = "Ticks at the right edge: published after 1,000,000 updates, mean of five tasks."
     figure.axes[0].set_ylabel("success rate")
     write_caption(figure, " ".join(told.values()))
     move_labels_apart(figure)
@@ -195,8 +198,9 @@ def draw_bars(rows, label, caption, path):
         axis, y, ends = panels[row["task or domain"]], methods.index(row["method"]), list(row["at_end"].values())
         colour = look(row["method"])[0]
         axis.barh(y, row["success"], 0.6, color=colour, alpha=0.4)
-        draw_dots(axis, ends, len(ends) * [y], colour)
-        if len(ends) >= ENOUGH:
+        if len(ends) < ENOUGH:
+            draw_dots(axis, ends, len(ends) * [y], colour)
+        else:
             axis.plot((row["95% from"], row["95% to"]), (y, y), color="black")
         axis.text(1.03, y, f"{row['success']:.2f}", va="center", transform=axis.get_yaxis_transform())
     for axis in panels.values():

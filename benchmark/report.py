@@ -148,7 +148,7 @@ def find_curves(task):
 def find_point(task, method, updates):
     """The last published success of a method up to a number of updates, and of what it is. Where no curve is published,
     the one number of the domain stands for it."""
-    curve, of = find_curves(task).get(CURVE_NAMES.get(method)), f"task {get_number(task)}"
+    curve, of = find_curves(task).get(CURVE_NAMES.get(method)), "same task"
     if curve is None:
         curve, of = {1_000_000: PUBLISHED.get(method, {}).get(get_domain(task))}, "mean of five tasks"
     steps = [step for step in curve if step <= updates and curve[step] is not None]
