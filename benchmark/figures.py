@@ -78,7 +78,7 @@ def make_panels(rows, height):
 
 
 def draw_dots(axis, x, y, colour):
-    axis.plot(x, y, "o", color=colour, ms=6, mec="white", mew=0.5, alpha=0.7, clip_on=False)
+    axis.plot(x, y, "o", color=colour, ms=6, mec="white", mew=0.5, alpha=0.8, clip_on=False)
 
 
 def draw_line(axis, curve, method):
