@@ -167,7 +167,7 @@ def draw_curves(rows, caption, path):
 def draw_alpha(sweeps, caption, path):
     """Of {(task, method): rows that differ in alpha} the success over alpha."""
     figure, panels = make_panels([row for group in sweeps.values() for row in group], 4.6)
-    published = {}
+    published, told = [], {"n": caption}
     for i, ((task, method), group) in enumerate(sweeps.items()):
         axis, colour = panels[task], look(method)[0]
         axis.set(xlabel="alpha", xscale="log", ylim=(BOTTOM, TOP))
@@ -180,12 +180,13 @@ def draw_alpha(sweeps, caption, path):
                 n = min(row["episodes"])
                 ends = binomtest(round(row["success"] * n), n).proportion_ci(method="wilson")
                 axis.plot((x, x), ends, color=colour)
+                told["bars"] = "Vertical bars, of single seeds: the 95% interval (Wilson) of their episodes."
             if row["method"] == method:
                 axis.plot(x, row["success"], "o", ms=18, mfc="none", mec=colour, mew=2)
-                published[f"{name_method(method)} {row['alpha']:g}"] = True
+                published.append(f"{name_method(method)} {row['alpha']:g}")
+                told["rings"] = f"Rings: the published alpha, {', '.join(dict.fromkeys(published))}."
     figure.axes[0].set_ylabel("success rate")
-    write_caption(figure, f"{caption} Vertical bars, of single seeds: the 95% interval (Wilson) of their episodes. "
-                  f"Rings: the published alpha, {', '.join(published)}.")
+    write_caption(figure, " ".join(told.values()))
     move_labels_apart(figure)
     save(figure, path)
 
