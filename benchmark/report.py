@@ -3,9 +3,10 @@
     python benchmark/report.py runs/a runs/b --out curves.png     # these two runs
     python benchmark/report.py runs/state --aggregate             # all runs below runs/state
 
-Writes the tables beside the figure (.md, .csv), success over alpha where runs differ in it (_alpha.png), and with
---aggregate interquartile means (_aggregate.png). A method is a script with its overrides:
-`lps` and `lps --latent normal` are two, everywhere. Unfinished runs are listed under the tables.
+Writes the tables beside the figure (.md, .csv), success over alpha where runs differ in it (_alpha), bars where all
+methods are variants of one script (_bars), and with --aggregate interquartile means (_aggregate); every figure as .svg,
+too. A method is a script with its overrides: `lps` and `lps --latent normal` are two, everywhere. Unfinished runs are
+listed under the tables.
 """
 
 import csv
@@ -15,30 +16,17 @@ import re
 import sys
 import zipfile
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import tyro
-from scipy.stats import t as student
 from scipy.stats import trim_mean
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts know their defaults
-
-# Okabe and Ito's colours: they survive colour-blindness; line styles and markers survive grey print. The ablations of
-# lps share a colour where they replace the same part.
-LOOKS = {"lps": ("#D55E00", "-", "o"), "mf_bon": ("#D55E00", (0, (3, 1)), ">"), "dsrl": ("#0072B2", "--", "s"),
-         "qc_fql": ("#009E73", "-.", "^"), "qc_mfql": ("#CC79A7", ":", "D"), "gfp": ("#009E73", (0, (2, 1)), "<"),
-         "cfgrl": ("#E69F00", (0, (5, 1, 1, 1)), "v"), "ifql": ("#56B4E9", "-", "h"),
-         "flow_bc": ("#000000", (0, (1, 2)), "X"), "mf_bc": ("#000000", (0, (4, 2)), "P"),
-         "lps --latent truncated-normal": ("#56B4E9", "--", "s"), "lps --latent normal": ("#56B4E9", ":", "D"),
-         "lps --base flow": ("#8C8C8C", "--", "^"), "lps --base flow --flow-steps 1": ("#8C8C8C", ":", "v"),
-         "lps --predict velocity": ("#6B3E1D", "-.", "*")}
+from benchmark.figures import ENOUGH, LOOKS, STYLE, draw_alpha, draw_bars, draw_curves, interval
 
 SOURCE = "arXiv 2603.05296, 1,000,000 updates on OGBench's own data, means over five tasks a domain, approximate"
 PLACES = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "all visual tasks")
@@ -49,11 +37,16 @@ for method, percent in {"lps": 66, "lps --latent truncated-normal": 24, "lps --l
                         "lps --base flow --flow-steps 1": 17, "lps --predict velocity": 0}.items():
     PUBLISHED.setdefault(method, {})["all state tasks"] = percent / 100
 
+# published_curves.csv: what its rows call our methods, and the default tasks of its domains.
+CURVE_NAMES = {"dsrl": "DSRL", "qc_fql": "FQL", "ifql": "IFQL"}
+DEFAULT_TASKS = {"cube-double": "2", "scene": "2", "puzzle-3x3": "4"}
+
 # What may differ between the runs of one method.
 NOT_METHOD = ("env_id dataset_dir dataset_path seed num_seeds total_steps log_interval eval_interval eval_episodes "
               "run_dir resume eval_only capture_video track action_dim").split()
-COLUMNS = ("task or domain", "method", "success", "95% from", "95% to", "published",
-           "tasks", "updates", "seeds", "episodes", "data")  # the last five, sets, say what stands behind a number
+COLUMNS = ("task or domain", "method", "success", "95% from", "95% to", "published", "published curve", "difference",
+           "tasks", "updates", "seeds", "episodes", "data", "point of the curve")
+BEHIND = COLUMNS[8:]  # sets that say what stands behind a number
 LOCAL = ", collected locally"
 REPS = 2000  # of the bootstrap
 
@@ -122,15 +115,49 @@ def read_runs(places):
     return {key: runs[key] for key in sorted(runs, key=place_in_table)}
 
 
+# =========================================================================================================== Published
+
+@cache
+def read_curves():
+    """{(domain, task, method): {updates: success}} of other groups' published runs."""
+    curves = {}
+    with open(Path(__file__).with_name("published_curves.csv")) as file:
+        for row in csv.DictReader(file):
+            key = row["domain"].removesuffix(" (sparse)"), row["task"], row["method"]
+            curves.setdefault(key, {})[int(row["updates"])] = float(row["success"])
+    return curves
+
+
+def get_domain(task):
+    """Of noisy data it keeps the -noisy."""
+    return re.split("-play|-singletask", task)[0]
+
+
+def get_number(task):
+    found = re.search(r"-task(\d+)", task)
+    return found[1] if found else DEFAULT_TASKS.get(get_domain(task))
+
+
+def find_curves(task):
+    """{published name: curve} on a task."""
+    domain, number = get_domain(task), get_number(task)
+    curves = {name: read_curves().get((domain, number, name)) for name in CURVE_NAMES.values()}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def find_point(task, method, updates):
+    """The last published success of a method up to a number of updates, and of what it is. Where no curve is published,
+    the one number of the domain stands for it."""
+    curve, of = find_curves(task).get(CURVE_NAMES.get(method)), "same task"
+    if curve is None:
+        curve, of = {1_000_000: PUBLISHED.get(method, {}).get(get_domain(task))}, "mean of five tasks"
+    steps = [step for step in curve if step <= updates and curve[step] is not None]
+    if not steps:
+        return None, set()
+    return curve[max(steps)], {f"{of} after {max(steps):,} updates"}
+
+
 # ============================================================================================================== Tables
-
-def interval(values):
-    """Student's 95% interval of the mean over seeds, within [0, 1]; nan for a single seed."""
-    if len(values) == 1:
-        return math.nan, math.nan
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return max(0.0, np.mean(values) - half), min(1.0, np.mean(values) + half)
-
 
 def task_rows(runs):
     """For each task and method the mean over seeds after the last step that all evaluated seeds reached; and for the
@@ -144,11 +171,18 @@ def task_rows(runs):
         if steps:
             curve = {step: [run["curve"][step][0] for run in cell.values()] for step in steps}
             values = curve[steps[-1]]
+            success, (point, of_point) = np.mean(values), find_point(task, method, steps[-1])
             behind = ({1}, {steps[-1]}, {len(cell)}, {run["curve"][steps[-1]][1] for run in cell.values()},
-                      {run["data"] for run in cell.values()})
-            row = dict(zip(COLUMNS, (task, method, np.mean(values), *interval(values), None, *behind)))
-            rows.append(row | dict(curve=curve, at_end=dict(zip(cell, values)), alpha=[*cell.values()][0]["alpha"]))
+                      {run["data"] for run in cell.values()}, of_point)
+            numbers = task, method, success, *interval(values), None, point, subtract(success, point)
+            rows.append(dict(zip(COLUMNS, (*numbers, *behind))) | dict(
+                curve=curve, at_end=dict(zip(cell, values)), alpha=[*cell.values()][0]["alpha"],
+                final=PUBLISHED.get(method, {}).get(get_domain(task)), published_curves=find_curves(task)))
     return rows
+
+
+def subtract(success, point):
+    return None if point is None else success - point
 
 
 def union(rows, column):
@@ -157,18 +191,22 @@ def union(rows, column):
 
 def mean_row(name, rows):
     """The mean of tasks' rows of one method, and all that stands behind it."""
-    method, success = rows[0]["method"], np.mean([row["success"] for row in rows])
+    method, success, point = rows[0]["method"], np.mean([row["success"] for row in rows]), None
+    behind = {column: union(rows, column) for column in BEHIND} | dict(tasks={len(rows)})
+    if all(row["point of the curve"] for row in rows):
+        point = np.mean([row["published curve"] for row in rows])
+    else:  # the mean of some of the tasks is not to be compared with
+        behind["point of the curve"] = set()
     published = PUBLISHED.get(method, {}).get(name)
-    behind = [union(rows, column) for column in COLUMNS[7:]]
-    return dict(zip(COLUMNS, (name, method, success, None, None, published, {len(rows)}, *behind)))
+    numbers = name, method, success, None, None, published, point, subtract(success, point)
+    return dict(zip(COLUMNS, numbers)) | behind
 
 
 def mean_rows(rows):
-    """Per domain (env_id up to -play; noisy data keep their -noisy), and over all state or visual tasks, if a method
-    has them of several domains."""
+    """Per domain, and over all state or visual tasks, if a method has them of several domains."""
     domains, kinds = {}, {}
     for row in rows:
-        domain, method = re.split("-play|-singletask", row["task or domain"])[0], row["method"]
+        domain, method = get_domain(row["task or domain"]), row["method"]
         kind = "all visual tasks" if domain.startswith("visual-") else "all state tasks"
         domains.setdefault((domain, method), []).append(row)
         kinds.setdefault((kind, method), []).append(row)
@@ -194,13 +232,15 @@ def aggregate(rows):
         if len(seeds) == 1:
             low = high = math.nan
         row = mean_row(f"IQM of {len(tasks)} task(s)", [row_of[task] for task in tasks])
-        means.append(row | {"success": iqm(scores), "95% from": low, "95% to": high, "seeds": {len(seeds)}})
+        means.append(row | {"success": iqm(scores), "95% from": low, "95% to": high, "seeds": {len(seeds)},
+                            "published curve": None, "difference": None, "point of the curve": set(),
+                            "at_end": {seed: iqm(score) for seed, score in zip(seeds, scores)}})
     return means
 
 
 def text(x, digits=2):
     """An entry of a table; of a set its words, or the range of its numbers."""
-    if isinstance(x, set) and isinstance(min(x), str):
+    if isinstance(x, set) and all(isinstance(word, str) for word in x):
         return "; ".join(sorted(x))
     if isinstance(x, set):
         return " to ".join(f"{n:,}" for n in sorted({min(x), max(x)}))
@@ -219,59 +259,44 @@ def markdown(rows):
 
 # ============================================================================================================= Figures
 
-def look(method):
-    if method not in LOOKS:
-        LOOKS[method] = LOOKS[method.split()[0]][0], "-", "pHd<>8"[len(LOOKS) % 6]  # its script's colour
-    colour, style, marker = LOOKS[method]
-    return dict(color=colour, ls=style, marker=marker, ms=5, lw=1.8)
+def tell_n(rows, mean_is, interval_is):
+    """What stands behind a figure, for its caption."""
+    seeds = union(rows, "seeds")
+    words = f"Seeds: n = {text(seeds)}, {text(union(rows, 'episodes'))} episodes each"
+    if max(seeds) > 1:
+        words += f"; {mean_is}"
+    if min(seeds) < ENOUGH:
+        words += "; a dot is one seed"
+    if max(seeds) >= ENOUGH:
+        words += f"; {interval_is}, from {ENOUGH} seeds on"
+    return f"{words}. Data: {text(union(rows, 'data'))}."
 
 
-def save(figure, path):
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    print(path)
+def tell_updates(rows):
+    return f"After {text(union(rows, 'updates'))} updates. "
 
 
-def draw(rows, xlabel, title, path):
-    """The rows' curves, one panel a task."""
-    tasks = list(dict.fromkeys(row["task or domain"] for row in rows))
-    columns, lines = min(len(tasks), 5), math.ceil(len(tasks) / 5)
-    figure, axes = plt.subplots(lines, columns, squeeze=False, sharey=True, layout="constrained",
-                                figsize=(max(6, 3.6 * columns), 1.4 + 2.9 * lines))
-    handles = {}
-    for axis in axes.flat[len(tasks):]:
-        axis.set_visible(False)
-    for axis, task in zip(axes.flat, tasks):
-        here = [row for row in rows if row["task or domain"] == task]
-        for row in here:
-            x, values, looks = list(row["curve"]), list(row["curve"].values()), look(row["method"])
-            handles[row["method"]], = axis.plot(x, [np.mean(v) for v in values], **looks)
-            axis.fill_between(x, *zip(*map(interval, values)), color=looks["color"], alpha=0.13, lw=0)
-        local = any(LOCAL in data for data in union(here, "data"))
-        axis.set_title(f"{task}\n(data collected locally)" if local else task, fontsize=9)
-        axis.set(xlabel=xlabel, ylim=(-0.03, 1.03), xscale="log" if xlabel == "alpha" else "linear")
-        if xlabel != "alpha":
-            axis.locator_params(axis="x", nbins=4)
-        axis.xaxis.set_major_formatter("{x:,g}")
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("success rate")
-    seeds, episodes = text(union(rows, "seeds")), text(union(rows, "episodes"))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, handlelength=4,
-                  fontsize=8, title_fontsize=8,
-                  title=f"{title}: mean over seeds ({seeds}; {episodes} episodes each), band: its 95% interval")
-    save(figure, path)
-
-
-def draw_aggregate(means, path):
-    figure, axis = plt.subplots(figsize=(7, 0.8 + 0.3 * len(means)), layout="constrained")
-    for row in means[::-1]:
-        x = row["95% from"], row["success"], row["95% to"]
-        axis.plot(x, 3 * [row["method"]], **look(row["method"]))
-    tasks, seeds = text(union(means, "tasks")), text(union(means, "seeds"))
-    axis.set(xlim=(-0.03, 1.03), xlabel="interquartile mean of the success rate and its 95% interval",
-             title=f"{tasks} task(s), seeds a method: {seeds}")
-    axis.grid(alpha=0.3)
-    save(figure, path)
+def draw(rows, iqms, path):
+    groups = {}  # of runs that differ in nothing but alpha; 0 has no place on a log axis
+    for row in rows:
+        if row["alpha"]:
+            groups.setdefault((row["task or domain"], but_alpha(row["method"])), []).append(row)
+    sweeps = {key: group for key, group in groups.items() if len(group) > 1}
+    swept = [id(row) for group in sweeps.values() for row in group if "--alpha" in row["method"]]  # too many curves
+    line = "a line is their mean", "a band its 95% interval (Student)"
+    if curves := [row for row in rows if id(row) not in swept]:
+        draw_curves(curves, tell_n(curves, *line), path)
+        methods = {row["method"] for row in curves}
+        if len(methods) > 1 and len({method.split()[0] for method in methods}) == 1:
+            n = tell_n(curves, "a bar is their mean", "a black line its 95% interval (Student)")
+            draw_bars(curves, "success rate", tell_updates(curves) + n, path.with_stem(f"{path.stem}_bars"))
+    if sweeps:
+        ends = [row for group in sweeps.values() for row in group]
+        draw_alpha(sweeps, tell_updates(ends) + tell_n(ends, *line), path.with_stem(f"{path.stem}_alpha"))
+    if iqms:
+        n = tell_n(iqms, "a bar is their interquartile mean", "a black line its 95% interval (bootstrap)")
+        draw_bars(iqms, "interquartile mean of the success rate", tell_updates(iqms) + n,
+                  path.with_stem(f"{path.stem}_aggregate"))
 
 
 # ================================================================================================================ main
@@ -287,6 +312,9 @@ def main(args):
             "interval; episodes are per seed. Several tasks: the mean of their means. ")
     if iqms:
         note += f"IQM: over seeds and tasks, {REPS:,} stratified bootstrap samples. "
+    if any(row["point of the curve"] for row in rows):
+        note += ("Published curve: other groups' published runs (published_curves.csv), the last point not beyond our "
+                 "updates; difference: our success minus that. ")
     parts.append(f"{note}Published: {SOURCE}.")
     ends = [(*key, max(run["curve"], default=0), run["total_steps"]) for key, run in runs.items()]
     unfinished = [f"- {method} on {task}, seed {seed}: evaluated up to {end:,} of {total:,} updates"
@@ -299,22 +327,8 @@ def main(args):
     with open(args.out.with_suffix(".csv"), "w", newline="") as file:
         table = [[re.sub(r"(?<=\d),(?=\d)", "", text(row[key], 6)) for key in COLUMNS] for row in rows + means + iqms]
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
-    groups = {}  # of runs that differ in nothing but alpha; 0 has no place on a log axis
-    for row in rows:
-        if row["alpha"]:
-            groups.setdefault((row["task or domain"], but_alpha(row["method"])), []).append(row)
-    sweeps = {key: group for key, group in groups.items() if len(group) > 1}
-    swept = [id(row) for group in sweeps.values() for row in group if "--alpha" in row["method"]]  # too many curves
-    if curves := [row for row in rows if id(row) not in swept]:
-        draw(curves, "updates", "success over updates", args.out)
-    if sweeps:
-        ends = [mean_row(task, group) | dict(
-            method=method, curve={row["alpha"]: list(row["at_end"].values()) for row in group})
-            for (task, method), group in sweeps.items()]
-        title = f"success after {text(union(ends, 'updates'))} updates"
-        draw(ends, "alpha", title, args.out.with_stem(f"{args.out.stem}_alpha"))
-    if iqms:
-        draw_aggregate(iqms, args.out.with_stem(f"{args.out.stem}_aggregate"))
+    with matplotlib.rc_context(STYLE):
+        draw(rows, iqms, args.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import lps
 import mf_bon
-from benchmark import ablations, collect, grasp, latency, report, sweep, throughput, toy
+from benchmark import ablations, collect, figures, grasp, latency, report, sweep, throughput, toy
 
 RESULTS = Path(report.__file__).parent / "results"
 CUBE = "cube-single-play-singletask-v0"
@@ -179,32 +180,36 @@ def test_an_ablation_is_recorded_and_goes_on(tmp_path, monkeypatch):
 
 # ============================================================================================================== report
 
+def make_run(path, record, success, task=CUBE, steps=(10, 20)):
+    """A run as report.py reads it, with a seed for each success, the one at its end."""
+    path.mkdir(parents=True)
+    record = dict(env_id=task, seed=0, num_seeds=len(success), total_steps=steps[-1], dataset="x.npz",
+                  transitions=1000) | record
+    (path / "args.json").write_text(json.dumps(record))
+    rows = [f"{step},{seed},{x * step / steps[-1]},0,1,50,1"
+            for step in steps for seed, x in enumerate(success, record["seed"])]
+    (path / "eval.csv").write_text("\n".join(["step,seed,success,return,length,episodes,seconds", *rows, ""]))
+
+
 def test_report_reads_the_committed_results(tmp_path):
-    for folder, more in (("scaled-down-alpha", "{lps,qc_mfql}/seed0"), ("scaled-down-ablations", "lps/seed0")):
+    for folder, more, figure in (("scaled-down-alpha", "{lps,qc_mfql}/seed0", "alpha"),
+                                 ("scaled-down-ablations", "lps/seed0", "bars")):
         more = [RESULTS / f"scaled-down/{CUBE}/{name}/seed0" for name in ("lps", "qc_mfql") if name in more]
         report.main(report.Args((RESULTS / folder, *more), tmp_path / folder / "curves.png"))
         for name in ("curves.md", "curves.csv"):
             assert (tmp_path / folder / name).read_text() == (RESULTS / folder / name).read_text()
-    assert (tmp_path / "scaled-down-alpha/curves_alpha.png").stat().st_size > 10_000
+        for name in ("curves.png", "curves.svg", f"curves_{figure}.png", f"curves_{figure}.svg"):
+            assert (tmp_path / folder / name).stat().st_size > 10_000 and (RESULTS / folder / name).exists()
 
 
 def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
-    def make_run(name, script, seed, success, **more):
-        """Three tasks of two domains; with several seeds in a process if there are several successes."""
-        for task in (CUBE, "cube-single-play-singletask-task1-v0", "scene-play-singletask-v0"):
-            record = dict(env_id=task, seed=seed, num_seeds=len(success), total_steps=20) | more
-            record |= dict(dataset="x.npz", transitions=1000) | script
-            path = tmp_path / f"{name}-{task}-{seed}"
-            path.mkdir()
-            (path / "args.json").write_text(json.dumps(record))
-            rows = [f"{step},{seed + k},{x * step / 20},0,1,50,1" for step in (10, 20) for k, x in enumerate(success)]
-            (path / "eval.csv").write_text("\n".join(["step,seed,success,return,length,episodes,seconds", *rows, ""]))
-
-    make_run("a", dict(script="lps"), 0, [0.6, 0.8], alpha=1.0, batch_size=256)
-    make_run("b", dict(script="lps"), 2, [1.0])
-    make_run("c", dict(script="ablations"), 0, [0.1, 0.2, 0.3], latent="normal")
-    make_run("d", dict(algorithm="flow_bc"), 0, [0.2], policy="meanflow", total_steps=30,
-             dataset=dict(transitions=1000, mark="benchmark/collect.py"))
+    for task in (CUBE, "cube-single-play-singletask-task1-v0", "scene-play-singletask-v0"):
+        folder = tmp_path / task
+        make_run(folder / "a", dict(script="lps", alpha=1.0, batch_size=256), [0.6, 0.8], task)
+        make_run(folder / "b", dict(script="lps", seed=2), [1.0], task)
+        make_run(folder / "c", dict(script="ablations", latent="normal"), [0.1, 0.2, 0.3], task)
+        make_run(folder / "d", dict(algorithm="flow_bc", policy="meanflow", total_steps=30,
+                                    dataset=dict(transitions=1000, mark="benchmark/collect.py")), [0.2], task)
     report.main(report.Args((tmp_path,), tmp_path / "new/curves.png", aggregate=True))
     rows = {(row["task or domain"], row["method"]): row for row in read_csv(tmp_path / "new/curves.csv")}
     # mean 0.8, standard deviation 0.2, t of 2 degrees of freedom 4.3027: 0.8 +- 0.4968, cut off at 1
@@ -215,7 +220,40 @@ def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
     assert rows["all state tasks", "lps --latent normal"]["published"] == "0.040000"
     assert float(rows["IQM of 3 task(s)", "lps"]["success"]) == pytest.approx(0.8)
     assert f"- mf_bc on {CUBE}, seed 0: evaluated up to 20 of 30 updates" in capsys.readouterr().out.splitlines()
-    assert all((tmp_path / f"new/curves{x}.png").stat().st_size > 5_000 for x in ("", "_aggregate"))
+    assert all((tmp_path / f"new/curves{x}").stat().st_size > 5_000 for x in (".png", ".svg", "_aggregate.png"))
+
+
+def test_report_compares_with_published_curves(tmp_path):
+    task = "puzzle-3x3-play-singletask-task1-v0"
+    make_run(tmp_path / "early", dict(script="dsrl"), [0.9], task, (60_000, 120_000))  # published at 100,000: 0.528
+    make_run(tmp_path / "default", dict(script="dsrl"), [0.5], "scene-play-singletask-v0", (40_000,))
+    make_run(tmp_path / "whole", dict(script="lps"), [0.9], task, (500_000, 1_000_000))
+    report.main(report.Args((tmp_path,), tmp_path / "curves.png"))
+    rows = {(row["task or domain"], row["method"]): row for row in read_csv(tmp_path / "curves.csv")}
+    told = [rows[task, "dsrl"][x] for x in ("published curve", "difference", "point of the curve")]
+    assert told == ["0.528000", "0.372000", "same task after 100000 updates"]
+    assert rows["scene-play-singletask-v0", "dsrl"]["published curve"] == ""  # nothing is published before 50,000
+    told = [rows["puzzle-3x3", "lps"][x] for x in ("published curve", "difference", "point of the curve")]
+    assert told == ["1.000000", "-0.100000", "mean of five tasks after 1000000 updates"]
+
+
+def test_report_figures_can_be_read_and_claim_no_interval_of_few_seeds(tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.stem] = figure
+
+    monkeypatch.setattr(figures, "save", keep)
+    for name, seeds in (("few", 4), ("enough", 5)):
+        make_run(tmp_path / name / "lps", dict(script="lps"), np.linspace(0.1, 0.9, seeds).tolist())
+        make_run(tmp_path / name / "normal", dict(script="ablations", latent="normal"), np.zeros(seeds).tolist())
+        report.main(report.Args((tmp_path / name,), tmp_path / f"{name}.png"))
+        bands, words = drawn[name].axes[0].collections, [word for word in drawn[name].findobj(Text) if word.get_text()]
+        assert len(bands) == (2 if name == "enough" else 0)
+        assert {"cube-single, default task", "LPS", "LPS, latent normal"} <= {word.get_text() for word in words}
+        assert any(f"n = {seeds}, 50 episodes each" in word.get_text() for word in words)
+        assert min(word.get_size() for word in words) >= 14
+    assert figures.spread([0.5, 0.0, 0.0, 0.01], 0.1) == pytest.approx([0.5, -0.03, 0.07, 0.17])
 
 
 # =============================================================================================== throughput and latency
