@@ -123,7 +123,8 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
 
 @pytest.mark.parametrize("name, runs", [("state", 2000), ("visual", 2000), ("ablations", 1000), ("alpha", 288),
                                         ("comparison", 20), ("scaled-down", 60), ("scaled-down-ablations", 5),
-                                        ("scaled-down-alpha", 18)])
+                                        ("scaled-down-alpha", 18), ("hundred", 32), ("hundred-baselines", 16),
+                                        ("slips", 30), ("slips-full", 9)])
 def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     found = sweep.read_experiment(sweep.Args(name))[1]
     assert len(found) == runs == len({run.run_dir for run in found})
