@@ -131,7 +131,7 @@ def rows_of(args, run_dir):
                 i = (found[0][0] - 1) // own.horizon
                 if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
                     odd.append(judge(before[i], chunks[i]))
-        distance, usual = np.mean(odd or [(np.nan, np.nan)], axis=0)
+        distance, usual = np.mean(np.array(odd or [(np.nan, np.nan)], float), axis=0)
         yield {"run": f"{script.__name__}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
                "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
                "one latent in 1,000": usual}
