@@ -138,17 +138,17 @@ def clusters(args):
         (a, scores), (colour, _, marker) = played[panel], LOOKS[look]
         axis.scatter(*PLANE @ draw_data(jax.random.key(0), 1500).T, s=5, color="#c8c8c8", lw=0, rasterized=True)
         axis.add_patch(plt.Circle(PLANE @ CENTRES[PAID], NEAR, fill=False, lw=1.5))
-        big = a.shape[1] == 1
+        size, marker = (180, marker) if a.shape[1] == 1 else (20, ".")
         a = a[:, :200].reshape(-1, D)
         on_data = np.asarray(judge(a)[0])
-        for x, marks in ((a[on_data], dict(marker=marker, lw=0)), (a[~on_data], dict(marker="x", lw=3 if big else 1))):
-            axis.scatter(*PLANE @ x.T, s=180 if big else 22, color=colour, rasterized=True, zorder=3, **marks)
+        for x, marks in ((a[on_data], dict(marker=marker, lw=0)), (a[~on_data], dict(marker="x", lw=size / 20))):
+            axis.scatter(*PLANE @ x.T, s=size, color=colour, rasterized=True, zorder=3, **marks)
         axis.set(xlim=(-4.4, 4.4), ylim=(-4.4, 4.4), aspect="equal", xticks=(-2.5, 0, 2.5), yticks=(-2.5, 0, 2.5))
         axis.set_title(title, color=colour)
         axis.set_xlabel(f"on data {scores['on_data'].mean():.2f}, paid {scores['paid'].mean():.2f}")
     axes[0, 0].annotate("pays 1", PLANE @ CENTRES[PAID] + (0, 1.35), ha="center")
     figure.suptitle(
-        "Chunks of 50 numbers in the plane of the data's two principal axes. Grey: the data. In the ring a chunk\n"
+        "Chunks of 50 numbers in the plane of the data's two principal axes. Grey: the data. The ringed cluster\n"
         f"pays 1. Crosses: off the data. {args.num_seeds} seeds; LPS and DSRL act without noise: one chunk a seed.")
     save(args, "clusters", figure, [(dict(method=x[0], acts=x[1]), scores) for x, (_, scores) in played.items()])
 
