@@ -1,291 +1,229 @@
-"""Toy figures: what alpha does on two rings, and what distilling a latent critic does to its gradient on a grid.
+"""Toy figures: how methods steer among nine clusters in 50 dimensions, and what a latent critic makes of Q's gradient.
 
-    python benchmark/toy.py                                     # both figures, to benchmark/results/toy
-    python benchmark/toy.py rings --out benchmark/results/toy   # rings.png and rings.csv alone
+    python benchmark/toy.py             # both figures, to benchmark/results/toy
+    python benchmark/toy.py gradient    # gradient.png, .svg and .csv alone
 
-One constant observation and 2-D actions, trained by the scripts' own train() with small nets: benchmark/README.md says
-what the figures hold.
+A bandit with one constant observation, trained by the scripts' own init() and update(): see benchmark/README.md.
 """
 
-import csv
 import sys
-import tempfile
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import tyro
-from flax.serialization import from_state_dict, msgpack_restore
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.patches import Circle, Wedge
 
 import dsrl
 import lps
+import mf_bon
 import qc_mfql
-from benchmark import ablations
 from benchmark.report import LOOKS
 
 
-@dataclass
+@dataclass(frozen=True)
 class Args:
-    figures: tyro.conf.Positional[tuple[Literal["rings", "grid"], ...]] = ("rings", "grid")  # which to make
-    out: Path = Path("benchmark/results/toy")  # the folder for each figure's .png and .csv
-    seed: int = 0  # the first seed of the trainings; the data are always those of seed 0
+    figures: tyro.conf.Positional[tuple[Literal["clusters", "gradient"], ...]] = ("clusters", "gradient")  # to make
+    out: Path = Path("benchmark/results/toy")  # the folder for each figure's .png, .svg and .csv
+    seed: int = 0  # the first seed of the trainings; the clusters are always the same
     num_seeds: int = 2  # trainings of each kind
-    total_steps: int = 8000  # updates of each training
+    total_steps: int = 8_000  # updates of each training
 
 
-# ======================================================================================================== Environments
+# ========================================================================================================== The bandit
 
-RADII, RING_STD = np.array([0.35, 0.75]), 0.02
-CENTRES, GRID_STD = np.array([(x, y) for y in (0.6, 0, -0.6) for x in (-0.6, 0, 0.6)]), 0.04
-PAY = np.array([0.3, 0.9, 0.4, 0.7, 0.1, 0.5, 0.2, 0.6, 0.8])  # of the clusters, row by row
-
-
-def ring_actions(rng, shape):
-    radius, angle = rng.choice(RADII, shape) + RING_STD * rng.normal(size=shape), rng.uniform(0, 2 * np.pi, shape)
-    return radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-
-
-def judge_rings(a):
-    """Whether actions are on the data, that is within four standard deviations of a ring, and what they pay."""
-    norm = np.linalg.norm(a, axis=-1)
-    on_data = np.abs(norm[..., None] - RADII).min(axis=-1) < 4 * RING_STD
-    return on_data, 1.0 * (on_data & (norm > RADII.mean()) & (a > 0).all(axis=-1))
+# A chunk is 5 actions of 10 numbers, d = 50. The centres of the clusters are the points (x, y) of a plane, the one that
+# two orthonormal vectors span, drawn at random with entries of nearly equal size so that chunks fit in [-1, 1].
+D = 50
+PLANE = np.linalg.qr(np.random.default_rng(0).choice([-1.0, 1.0], (D, 2)))[0].T
+SPACING, STD = 2.5, 0.1  # from centre to centre; of a cluster, in each of the 50 dimensions
+CENTRES = np.array([(SPACING * x, SPACING * y) for y in (1, 0, -1) for x in (-1, 0, 1)]) @ PLANE
+PAID = 2  # the cluster whose chunks pay 1, the upper right; all others pay 0
+NEAR = 1.2  # a chunk is on the data if it is as near as this to a centre; a chunk of the data is, and 0.7 is usual
 
 
-def grid_actions(rng, shape):
-    return CENTRES[rng.integers(len(CENTRES), size=shape)] + GRID_STD * rng.normal(size=(*shape, 2))
+def judge(a):
+    """Whether chunks are on the data, whether they are paid, and their distance from the nearest centre."""
+    distance = jnp.linalg.norm(a[..., None, :] - CENTRES, axis=-1)
+    on_data = distance.min(axis=-1) < NEAR
+    return on_data, on_data & (distance.argmin(axis=-1) == PAID), distance.min(axis=-1)
 
 
-def judge_grid(a):
-    """The same for clusters: within four standard deviations of a centre."""
-    distance = np.linalg.norm(a[..., None, :] - CENTRES, axis=-1)
-    on_data = distance.min(axis=-1) < 4 * GRID_STD
-    return on_data, on_data * PAY[distance.argmin(axis=-1)]
-
-
-# steps in an episode, how the data act, how actions are judged
-TASKS = dict(Rings=(1, ring_actions, judge_rings), RingsChunk=(5, ring_actions, judge_rings),
-             Grid=(1, grid_actions, judge_grid))
-
-
-class Toy(gymnasium.Env):
-    """What train() asks of an environment that is never played."""
-    observation_space, action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,)), gymnasium.spaces.Box(-1, 1, (2,))
-
-
-if "Toy-v0" not in gymnasium.registry:  # as a program, this file is imported a second time by its id
-    gymnasium.register("Toy-v0", "benchmark.toy:Toy")
-
-
-def make_data(task, n):
-    """n episodes under the dataset contract."""
-    steps, actions, judge = TASKS[task]
-    a, t = np.zeros((n, steps + 1, 2)), np.tile(np.arange(steps + 1), (n, 1))
-    a[:, :steps] = actions(np.random.default_rng(0), (n, steps))
-    rows = dict(observations=np.ones((n, steps + 1, 1)), actions=a, rewards=judge(a)[1],
-                terminals=t == steps, masks=t < steps - 1)
-    return {key: x.reshape(-1, *x.shape[2:]) for key, x in rows.items()}
+def draw_data(key, n):
+    cluster_key, key = jax.random.split(key)
+    return jnp.array(CENTRES)[jax.random.randint(cluster_key, (n,), 0, 9)] + STD * jax.random.normal(key, (n, D))
 
 
 # ============================================================================================================ Training
 
-def learn(args, folder, script, task, **settings):
-    """Trains a script on a task. Returns its arguments and the states of all seeds, along the first axis."""
-    path = folder / f"{task}.npz"
-    np.savez(path, **make_data(task, 20_000))
-    make_args, train = script.Args, script.train
-    if script is lps:  # whose latents may be others here
-        make_args, train = partial(ablations.Args, latent_actor_hidden_dims=(64, 64)), ablations.train
-    own = make_args(
-        env_id="benchmark.toy:Toy-v0", dataset_path=str(path), horizon=TASKS[task][0], gamma=1.0, batch_size=128,
-        learning_rate=1e-3, actor_hidden_dims=(64,) * 3, critic_hidden_dims=(64,) * 2, seed=args.seed, action_dim=2,
-        num_seeds=args.num_seeds, total_steps=args.total_steps, log_interval=0, eval_interval=0, eval_episodes=0,
-        run_dir=tempfile.mkdtemp(dir=folder), **settings)
-    saved = msgpack_restore(Path(train(own), "checkpoint.msgpack").read_bytes())["states"]
-    return own, from_state_dict(jax.vmap(lambda key: script.init(own, key, jnp.ones((1, 1))))(seed_keys(args)), saved)
+SETTINGS = dict(horizon=5, action_dim=10, gamma=1.0, batch_size=256, learning_rate=1e-3,
+                actor_hidden_dims=(256,) * 3, critic_hidden_dims=(128,) * 2)
+METHODS = {  # the script, its own settings, and the name in the picture
+    "qc_mfql 300": (qc_mfql, dict(alpha=300.0), "QC-MFQL, alpha 300"),
+    "qc_mfql 0.03": (qc_mfql, dict(alpha=0.03), "QC-MFQL, alpha 0.03"),
+    "lps": (lps, dict(latent_actor_hidden_dims=(64, 64)), "Latent Policy Steering"),
+    "mf_bon": (mf_bon, {}, "MF-BoN, best of 32"),
+    "dsrl": (dsrl, {}, "DSRL"),
+}
 
 
-def seed_keys(args):
-    return jax.vmap(jax.random.key)(args.seed + jnp.arange(args.num_seeds))
+@cache
+def learn(args, method):
+    """The method's arguments, and the states after training and the keys of all seeds, along the first axis."""
+    script, settings, _ = METHODS[method]
+    own = script.Args(**SETTINGS | settings)
+    s = jnp.ones((own.batch_size, 1))
+
+    def one_update(state, key):
+        data_key, update_key = jax.random.split(key)
+        a = draw_data(data_key, own.batch_size)
+        batch = dict(observations=s, actions=a, rewards=1.0 * judge(a)[1], masks=jnp.zeros(len(a)), next_observations=s)
+        return script.update(own, state, batch, update_key)[0], None
+
+    def one_seed(key):
+        init_key, key = jax.random.split(key)
+        return jax.lax.scan(one_update, script.init(own, init_key, s[:1]), jax.random.split(key, args.total_steps))[0]
+
+    keys = jax.vmap(jax.random.key)(args.seed + jnp.arange(args.num_seeds))
+    return own, (jax.jit(partial(jax.lax.map, one_seed))(keys), keys)
 
 
-def imitate(script, own, state, s, key):
-    """Chunks that the imitating policy alone makes of random latents."""
-    e = jax.random.normal(key, (len(s), 2 * own.horizon))
-    return script.decode(own, state["policy"], s, lps.sphere(e) if script is lps else e)
+def play(args, method, acts):
+    """Chunks of each seed, [seed, chunk, d], and their means by seed: what the method does, or what its imitating
+    policy makes of random latents if acts says "f alone". lps and dsrl act without noise."""
+    script, (own, states_and_keys) = METHODS[method][0], learn(args, method)
+    n = 1 if script in (lps, dsrl) and acts == "steered" else 1000
+
+    def choose(state, key):
+        if acts == "steered":
+            return script.act(own, state, jnp.ones((n, 1)), key)
+        z = jax.random.normal(key, (n, D))
+        if script is not qc_mfql:  # whose prior is normal
+            z = script.sphere(z)
+        return script.decode(own, state["policy"], jnp.ones((n, 1)), z)
+
+    a = jax.jit(jax.vmap(choose))(*states_and_keys)
+    return np.asarray(a), {name: x.mean(axis=1) for name, x in zip(("on_data", "paid", "distance"), judge(a))}
 
 
-def play(args, task, choose, states, n):
-    """What choose(state, observations, key) does n times for each seed: actions [seed, n x steps, 2]; and by seed the
-    share of them on the data and their mean reward."""
-    chunks = jax.vmap(lambda state, key: choose(state, jnp.ones((n, 1)), key))(states, seed_keys(args))
-    a = np.asarray(chunks).reshape(args.num_seeds, -1, 2)
-    on_data, reward = TASKS[task][2](a)
-    return a, dict(on_data=on_data.mean(axis=1), reward=reward.mean(axis=1))
-
-
-def table_rows(args, scores, **names):
-    """A row a seed."""
-    return [names | dict(seed=args.seed + i) | {name: f"{x[i]:.4g}" for name, x in scores.items()}
-            for i in range(args.num_seeds)]
-
-
-def save(args, name, figure, table):
-    columns = list(dict.fromkeys(column for row in table for column in row))
-    with open(args.out / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table)
-    figure.tight_layout()
-    figure.savefig(args.out / f"{name}.png", dpi=150)
-    print(args.out / f"{name}.png", args.out / f"{name}.csv")
+def save(args, name, figure, scores):
+    """The figure, and a table of names and scores by seed, a row a seed."""
+    table = [names | dict(seed=args.seed + i) | {key: f"{x[i]:.3f}" for key, x in by_seed.items()}
+             for names, by_seed in scores for i in range(args.num_seeds)]
+    lines = [",".join(table[0]), *(",".join(map(str, row.values())) for row in table), ""]
+    (args.out / f"{name}.csv").write_text("\n".join(lines))
+    figure.savefig(args.out / f"{name}.png", dpi=110)
+    figure.savefig(args.out / f"{name}.svg", dpi=110)
 
 
 # ============================================================================================================= Figures
 
-ALPHAS = 100.0, 10.0, 1.0, 0.1
-ROWS = [(script, task) for task in ("Rings", "RingsChunk") for script in (qc_mfql, lps)]
-FRAME = dict(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+plt.rcParams.update({"font.size": 14, "axes.titlesize": 15, "axes.titleweight": "bold", "svg.hashsalt": "toy"})
 
 
-def draw_actions(axis, task, a, **looks):
-    """At most 200 actions of each seed over the data in grey; a black line round what pays on the rings."""
-    data = make_data(task, 1500)
-    axis.scatter(*data["actions"][data["terminals"] == 0][:1500].T, s=2, c="#c8c8c8", lw=0, zorder=0)
-    if task != "Grid":
-        axis.add_patch(Wedge((0, 0), RADII[1] + 4 * RING_STD, 0, 90, width=8 * RING_STD, fill=False, lw=0.9))
-    few = dict(s=36, edgecolors="black", lw=0.7) if a.size <= 100 else dict(s=5, lw=0)
-    axis.scatter(*a[:, :200].reshape(-1, 2).T, zorder=4, **few, **looks)
-    axis.set(**FRAME)
-
-
-def rings(args, folder):
-    figure, axes = plt.subplots(len(ROWS), 1 + len(ALPHAS), figsize=(11.5, 11.3), sharex=True, sharey=True,
-                                squeeze=False)
-    table = []
-    for line, (script, task) in zip(axes, ROWS):
-        name, played = script.__name__, {}
-        for alpha in ALPHAS:
-            own, states = learn(args, folder, script, task, alpha=alpha)
-            n = 1 if script is lps else 100  # lps acts without noise
-            played[f"{alpha:g}"] = play(args, task, partial(script.act, own), states, n)
-        base = play(args, task, partial(imitate, script, own), states, 100)  # alike for every alpha
-        for axis, (alpha, (a, scores)) in zip(line, (dict(base=base) | played).items()):
-            table += table_rows(args, scores, method=name, d=2 * own.horizon, alpha=alpha)
-            draw_actions(axis, task, a, color=LOOKS[name][0])
-            axis.set_title("f alone, random latents" if alpha == "base" else f"alpha {alpha}", fontsize=9)
-            axis.set_xlabel(f"on data {scores['on_data'].mean():.2f}, reward {scores['reward'].mean():.2f}", fontsize=9)
-        line[0].set_ylabel(f"{name}, d = {2 * own.horizon}", fontsize=10)
+def clusters(args):
+    figure, axes = plt.subplots(2, 3, figsize=(13, 10.5), sharex=True, sharey=True, layout="constrained")
+    played = {(method, acts): play(args, method, acts) for method in METHODS for acts in ("f alone", "steered")}
+    panels = [("f alone, random latents", "mf_bc", ("lps", "f alone"))]
+    panels += [(title, script.__name__, (method, "steered")) for method, (script, _, title) in METHODS.items()]
+    for axis, (title, look, panel) in zip(axes.flat, panels):
+        (a, scores), (colour, _, marker) = played[panel], LOOKS[look]
+        axis.scatter(*PLANE @ draw_data(jax.random.key(0), 1500).T, s=5, color="#c8c8c8", lw=0, rasterized=True)
+        axis.add_patch(plt.Circle(PLANE @ CENTRES[PAID], NEAR, fill=False, lw=1.5))
+        size, marker = (180, marker) if a.shape[1] == 1 else (20, ".")
+        a = a[:, :200].reshape(-1, D)
+        on_data = np.asarray(judge(a)[0])
+        for x, marks in ((a[on_data], dict(marker=marker, lw=0)), (a[~on_data], dict(marker="x", lw=size / 20))):
+            axis.scatter(*PLANE @ x.T, s=size, color=colour, rasterized=True, zorder=3, **marks)
+        axis.set(xlim=(-4.4, 4.4), ylim=(-4.4, 4.4), aspect="equal", xticks=(-2.5, 0, 2.5), yticks=(-2.5, 0, 2.5))
+        axis.set_title(title, color=colour)
+        axis.set_xlabel(f"on data {scores['on_data'].mean():.2f}, paid {scores['paid'].mean():.2f}")
+    axes[0, 0].annotate("pays 1", PLANE @ CENTRES[PAID] + (0, 1.35), ha="center")
     figure.suptitle(
-        "The two dimensions of an action. Grey: the data. Inside the black line an action pays 1. Dots: at most 200 of "
-        f"each of {args.num_seeds} seeds (lps acts without\nnoise: one chunk a seed). d = 10: a chunk is five actions. "
-        "Below a panel: means over the seeds.", fontsize=10)
-    save(args, "rings", figure, table)
+        "Chunks of 50 numbers in the plane of the data's two principal axes. Grey: the data. The ringed cluster\n"
+        f"pays 1. Crosses: off the data. {args.num_seeds} seeds; LPS and DSRL act without noise: one chunk a seed.")
+    save(args, "clusters", figure, [(dict(method=x[0], acts=x[1]), scores) for x, (_, scores) in played.items()])
 
 
-def distil(args, own, value, key):
-    """dsrl's latent critics of a value that stands still, at normal latents."""
-    s, z = jnp.ones((own.batch_size, 1)), jnp.zeros((own.batch_size, 2))
-    state = dict(latent_critic=dsrl.create(own, key, dsrl.Critic(own.critic_hidden_dims), s, z))
+def compare(args, z):
+    """Q(f(z)) of lps with its gradient in z, and Q^z(z) with its gradient, by seed. Q^z is what dsrl's latent critics
+    learn of Q(f(z)) by dsrl's loss while f and Q stand still."""
+    own, states_and_keys = learn(args, "lps")
+    s = jnp.ones((1, 1))
 
-    def step(state, key):
-        z = jax.random.normal(key, (own.batch_size, 2))
+    def one_seed(state_and_key):
+        state, key = state_and_key
+        latent_critic = dsrl.create(own, key, dsrl.Critic(own.critic_hidden_dims), s, z[:1])
 
-        def loss(params):
-            return jnp.mean((state["latent_critic"].apply_fn(params, s, z) - value(s, z)) ** 2), {}
+        def value(z):
+            a = lps.decode(own, state["policy"], s, z[None])
+            return state["critic"].apply_fn(state["critic"].params, s, a).mean()
 
-        return dsrl.descend(state, dict(latent_critic=loss))
+        def one_update(learned, key):
+            z = lps.sphere(jax.random.normal(key, (own.batch_size, D)))
 
-    return jax.lax.scan(step, state, jax.random.split(key, args.total_steps))[0]["latent_critic"]
+            def loss(params):
+                q = latent_critic.apply_fn(params, jnp.ones((len(z), 1)), z)
+                return jnp.mean((q - jax.vmap(value)(z)) ** 2), {}
 
+            return dsrl.descend(learned, dict(latent_critic=loss))[0], None
 
-def two_values(args, script, own, z, state, key):
-    """Q through the decoder and Q^z at latents z, and the cosine of their gradients in z."""
-    def value(s, z):
-        a = script.decode(own, state["policy"], s, z)
-        return state["critic"].apply_fn(state["critic"].params, s, a).mean(axis=0)
+        start = dict(latent_critic=latent_critic)
+        learned = jax.lax.scan(one_update, start, jax.random.split(key, args.total_steps))[0]["latent_critic"]
 
-    latent_critic = distil(args, own, value, key) if script is lps else state["latent_critic"]
+        def latent_value(z):
+            return latent_critic.apply_fn(learned.params, s, z[None]).mean()
 
-    def latent_value(s, z):
-        return latent_critic.apply_fn(latent_critic.params, s, z).mean(axis=0)
+        return jax.vmap(jax.value_and_grad(value))(z), jax.vmap(jax.value_and_grad(latent_value))(z)
 
-    s = jnp.ones((len(z), 1))
-    q, qz = value(s, z), latent_value(s, z)
-    g, h = (jax.grad(lambda z: v(s, z).sum())(z) for v in (value, latent_value))  # noqa: B023  called at once
-    if script is dsrl:  # along the tangent of its circle
-        tangent = jnp.stack([-z[:, 1], z[:, 0]], axis=1)
-        g, h = (tangent * (x * tangent).sum(axis=1, keepdims=True) for x in (g, h))
-    norms = jnp.linalg.norm(g, axis=1) * jnp.linalg.norm(h, axis=1)
-    return q, qz, (g * h).sum(axis=1) / jnp.maximum(norms, 1e-12)
+    return jax.jit(partial(jax.lax.map, one_seed))(states_and_keys)
 
 
-def draw_plane(axis, line, x, title, label, **looks):
-    """A value of latents over the plane, and dsrl's circle in it."""
-    image = axis.pcolormesh(line, line, x.reshape(len(line), -1), rasterized=True, **looks)
-    axis.add_patch(Circle((0, 0), np.sqrt(2), fill=False, ls=":", lw=1.2))
-    axis.set(title=title, xlabel="latent z, first dimension", ylabel="latent z, second dimension", aspect="equal")
-    plt.colorbar(image, ax=axis, label=label, fraction=0.046, pad=0.04)
-
-
-def grid(args, folder):
-    """The sphere of d = 2 is a circle. So lps is trained with --latent normal, to make Q(f(z)) a function of the plane,
-    and Q^z, dsrl's latent critics, is fitted to it. dsrl itself is compared on its circle: there a gradient has one
-    direction, the tangent, and a cosine is 1 or -1."""
-    line, angles, table, compared = np.linspace(-2.5, 2.5, 101), np.arange(360), [], {}
-    plane = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
-    circle = np.sqrt(2) * np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], axis=1)
-    figure, ((on_q, on_qz, on_cosine), (on_actions, on_circle, empty)) = plt.subplots(2, 3, figsize=(14, 10))
-    empty.set_visible(False)
-    for method, script, z, settings in (("lps --latent normal", lps, plane, dict(latent="normal")),
-                                        ("lps", lps, None, {}), ("dsrl", dsrl, circle, {})):
-        own, states = learn(args, folder, script, "Grid", **settings)
-        a, scores = play(args, "Grid", partial(script.act, own), states, 1)
-        draw_actions(on_actions, "Grid", a, color=LOOKS[method][0], marker=LOOKS[method][2], label=method)
-        if z is not None:
-            q, qz, cosines = jax.jit(jax.vmap(partial(two_values, args, script, own, z)))(states, seed_keys(args))
-            scores |= dict(mean_cosine=cosines.mean(axis=1), negative_share=(cosines < 0).mean(axis=1))
-            compared[script] = q[0], qz[0], cosines[0], f"mean cosine {scores['mean_cosine'].mean():.2f}"
-        table += table_rows(args, scores, method=method)
-
-    for centre, pay in zip(CENTRES, PAY):
-        on_actions.annotate(f"{pay:g}", centre + (0, 0.17), ha="center", fontsize=9)
-    on_actions.set(title="the actions of all seeds over the data in grey,\nand what they pay",
-                   xlabel="action, first dimension", ylabel="action, second dimension")
-    q, qz, cosines, says = compared[lps]
-    looks = dict(cmap="cividis", vmin=0, vmax=PAY.max())
-    draw_plane(on_q, line, q, "lps --latent normal: Q(f(z))", "Q", **looks)
-    draw_plane(on_qz, line, qz, "$Q^z$(z), distilled from it", "$Q^z$", **looks)
-    draw_plane(on_cosine, line, cosines, f"their gradients in z: {says}", "cosine", cmap="RdBu", vmin=-1, vmax=1)
-    q, qz, cosines, says = compared[dsrl]
-    on_circle.plot(angles, q, color="black", label="Q through its ten-step flow")
-    on_circle.plot(angles, qz, color=LOOKS["dsrl"][0], ls=LOOKS["dsrl"][1], label="its own $Q^z$")
-    on_circle.fill_between(angles, 0, 1, where=cosines < 0, color="#dddddd", lw=0, label="slopes of opposite sign",
-                           transform=on_circle.get_xaxis_transform())
-    on_circle.set(title=f"dsrl as it is, on its circle (dotted in the planes):\n{says}", ylabel="Q", box_aspect=1,
-                  xlabel="angle of the latent, degrees", xlim=(0, 360))
-    for axis in (on_actions, on_circle):
-        axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False)
-    figure.suptitle(f"Planes and curves: the first seed. Cosines: means over {args.num_seeds} seeds. No units.")
-    save(args, "grid", figure, table)
+def gradient(args):
+    """The map is a piece of the sphere: latents x p_1 + y p_2 + a rest of one direction, p_1 and p_2 those of PLANE."""
+    line = np.linspace(-3, 3, 61)
+    xy = np.stack(np.meshgrid(line, line), axis=-1)
+    rest = np.linalg.qr(np.vstack([PLANE, np.random.default_rng(1).normal(size=D)]).T)[0][:, 2]
+    on_map = xy @ PLANE - rest * np.sqrt(D - (xy**2).sum(axis=-1, keepdims=True))
+    z = jnp.concatenate([lps.sphere(jax.random.normal(jax.random.key(0), (2000, D))), on_map.reshape(-1, D)])
+    (q, g), (qz, h) = compare(args, z)
+    g, h = (x - z * (x * z).sum(axis=2, keepdims=True) / D for x in (g, h))  # along the sphere
+    dot, lengths = (g * h).sum(axis=2)[:, :2000], (jnp.linalg.norm(g, axis=2) * jnp.linalg.norm(h, axis=2))[:, :2000]
+    cosine = dot / jnp.maximum(lengths, 1e-12)
+    scores = dict(cosine=cosine.mean(axis=1), opposite=(cosine < 0).mean(axis=1),
+                  weighted_cosine=dot.sum(axis=1) / lengths.sum(axis=1))
+    figure, axes = plt.subplots(1, 2, figsize=(13, 9.2), sharey=True, layout="constrained")
+    for axis, title, name, value, slope in ((axes[0], "Q through f: Q(f(z))", "lps", q, g),
+                                            (axes[1], "A latent critic: Q$^z$(z)", "dsrl", qz, h)):
+        value, slope = np.reshape(value[0, 2000:], (61, 61)), np.reshape(slope[0, 2000:], (61, 61, D))
+        length = np.linalg.norm(slope, axis=2)
+        image = axis.pcolormesh(line, line, length, norm="log", vmin=1e-3, vmax=10, cmap="cividis", rasterized=True)
+        axis.contour(line, line, value, [0.5], colors="white", linewidths=2)
+        arrows = slope[3::6, 3::6] @ PLANE.T
+        arrows = np.moveaxis(arrows / np.linalg.norm(arrows, axis=2, keepdims=True), 2, 0)
+        axis.quiver(line[3::6], line[3::6], *arrows, pivot="mid", scale=14, color="white", ec="black", lw=0.6)
+        axis.set_title(title, color=LOOKS[name][0])
+        axis.set(aspect="equal", xlabel="latent z, first axis", ylabel="latent z, second axis")
+    figure.colorbar(image, ax=axes, location="bottom", label="length of the gradient", aspect=40)
+    figure.suptitle(
+        f"Gradients on a piece of the sphere of latents, seed {args.seed}. Arrows: direction. Above and right of\n"
+        f"the white line f makes the paid cluster. Cosine at random latents, {args.num_seeds} seeds: mean "
+        f"{scores['cosine'].mean():.2f},\nweighted by the lengths {scores['weighted_cosine'].mean():.2f}.")
+    save(args, "gradient", figure, [({}, scores)])
 
 
 def main(args):
     args.out.mkdir(parents=True, exist_ok=True)
-    for figure in dict.fromkeys(args.figures):
-        with tempfile.TemporaryDirectory() as folder:
-            dict(rings=rings, grid=grid)[figure](args, Path(folder))
+    for name in dict.fromkeys(args.figures):
+        dict(clusters=clusters, gradient=gradient)[name](args)
 
 
 if __name__ == "__main__":

@@ -298,10 +298,14 @@ def test_grasps_are_found_in_observations(tmp_path):
 # ================================================================================================================= toy
 
 def test_toy_draws_and_counts(tmp_path, monkeypatch):
-    """The rings. (The grid trains three times, too long for a test.)"""
-    monkeypatch.setattr(toy, "ALPHAS", (1.0,))
-    monkeypatch.setattr(toy, "ROWS", [(toy.qc_mfql, "Rings")])
-    toy.main(toy.Args(("rings",), tmp_path, num_seeds=1, total_steps=2))
-    rows = read_csv(tmp_path / "rings.csv")
-    assert [row["alpha"] for row in rows] == ["base", "1"] and all(0 <= float(row["on_data"]) <= 1 for row in rows)
-    assert (tmp_path / "rings.png").stat().st_size > 10_000
+    """The clusters, with tiny nets. (The gradient trains three times, too long for a test.)"""
+    tiny = dict(batch_size=8, actor_hidden_dims=(8,), critic_hidden_dims=(8,))
+    monkeypatch.setattr(toy, "SETTINGS", toy.SETTINGS | tiny)
+    monkeypatch.setattr(toy, "METHODS", {"lps": toy.METHODS["lps"]})
+    toy.main(toy.Args(("clusters",), tmp_path, num_seeds=1, total_steps=2))
+    rows = read_csv(tmp_path / "clusters.csv")
+    assert [row["acts"] for row in rows] == ["f alone", "steered"]
+    assert all(0 <= float(row["paid"]) <= float(row["on_data"]) <= 1 for row in rows)
+    assert (tmp_path / "clusters.png").stat().st_size > 10_000 and (tmp_path / "clusters.svg").stat().st_size < 500_000
+    on_data, paid, distance = toy.judge(toy.draw_data(jax.random.key(0), 2000))
+    assert on_data.all() and abs(paid.mean() - 1 / 9) < 0.03 and abs(distance.mean() - 0.7) < 0.02
