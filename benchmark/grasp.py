@@ -6,7 +6,6 @@
 For runs on cube-single, from states. The policy of an lps run is played as it is, and with other choices of the latent.
 """
 
-import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from flax.serialization import from_state_dict, msgpack_restore
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
 import mf_bon
+from benchmark.latency import write_table
 
 # Where OGBench's observation of one cube has what is measured, and by what it multiplies metres and the opening.
 HAND, OPENING, CUBE, METRE, CLOSED = slice(12, 15), 17, slice(19, 22), 10, 3
@@ -147,10 +147,7 @@ def main(args):
     for run_dir in args.run_dirs:
         rows += rows_of(args, run_dir)
     table = [{name: f"{x:.3g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows]
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in table for name in row)))
-        writer.writeheader()
-        writer.writerows(table)
+    write_table(args.out, table)
     print(args.out.read_text())
 
 

@@ -84,7 +84,7 @@ def print_row(values):
 def write_table(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     print(path)

@@ -26,7 +26,8 @@ import dsrl
 import lps
 import mf_bon
 import qc_mfql
-from benchmark.report import LOOKS
+from benchmark.figures import LOOKS
+from benchmark.latency import write_table
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ def save(args, name, figure, scores):
     """The figure, and a table of names and scores by seed, a row a seed."""
     table = [names | dict(seed=args.seed + i) | {key: f"{x[i]:.3f}" for key, x in by_seed.items()}
              for names, by_seed in scores for i in range(args.num_seeds)]
-    lines = [",".join(table[0]), *(",".join(map(str, row.values())) for row in table), ""]
-    (args.out / f"{name}.csv").write_text("\n".join(lines))
+    write_table(args.out / f"{name}.csv", table)
     figure.savefig(args.out / f"{name}.png", dpi=110)
     figure.savefig(args.out / f"{name}.svg", dpi=110)
 

@@ -55,7 +55,7 @@ def until(condition, seconds=60):
     return result
 
 
-def rows(path):
+def read_csv(path):
     with open(path) as file:
         return list(csv.DictReader(file))
 
@@ -81,7 +81,7 @@ def assert_same_run(a, b, tables=("train.csv", "eval.csv")):
     assert_same_tree(first["states"], second["states"])
     assert first["step"] == second["step"]
     for name in tables:
-        assert timeless(rows(a / name)) == timeless(rows(b / name))
+        assert timeless(read_csv(a / name)) == timeless(read_csv(b / name))
 
 
 # ------------------------------------------------------------------------------------ the networks in NumPy, in float64

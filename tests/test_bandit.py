@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy_envs
 from flax.serialization import from_state_dict
-from helpers import checkpoint, load, rows
+from helpers import checkpoint, load, read_csv
 
 import lps
 
@@ -52,7 +52,7 @@ def learn_lps(tmp_path, **settings):
 def test_lps_is_paid_clearly_more_often_than_its_base(tmp_path):
     actor, base = learn_lps(tmp_path, eval_episodes=300)
     assert actor >= 0.6 and actor >= 3 * base and base > 0.05
-    [row] = rows(tmp_path / "run/eval.csv")
+    [row] = read_csv(tmp_path / "run/eval.csv")
     assert (row["step"], row["episodes"], row["length"]) == ("4000", "300", "1")
     success = float(row["success"])
     assert abs(success - actor) < 4 * np.sqrt(0.25 / 300)  # the environment agrees

@@ -1,11 +1,9 @@
 """benchmark/'s tools, each on tiny input: they run, and write and print what they say."""
 
-import csv
 import json
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import read_csv, until
 from matplotlib.text import Text
 
 import lps
@@ -24,33 +23,11 @@ RESULTS = Path(report.__file__).parent / "results"
 CUBE = "cube-single-play-singletask-v0"
 
 
-def read_csv(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
 def save_data(path):
     """Random data of Pendulum-v1: ten trajectories of nine transitions."""
     rng = np.random.default_rng(0)
     np.savez(path, observations=rng.normal(size=(100, 3)), actions=rng.uniform(-1, 1, (100, 1)), rewards=np.zeros(100),
              terminals=np.arange(100) % 10 == 9)
-
-
-def wait_until(condition):
-    end = time.time() + 60
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """What runs a few times need not run fast; nor what is started here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 # ============================================================================================================= collect
@@ -106,7 +83,7 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
                                 stdout=subprocess.PIPE, text=True)
 
     process = run_sweep(1_000_000)
-    wait_until(lambda: (run_dir / "train.csv").exists())
+    until((run_dir / "train.csv").exists)
     process.send_signal(signal.SIGINT)
     assert "1 interrupted" in process.communicate()[0] or process.returncode == 1
     reached = int(read_csv(run_dir / "train.csv")[-1]["step"])

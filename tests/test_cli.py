@@ -24,7 +24,7 @@ from helpers import (
     checkpoint,
     finish,
     make_data,
-    rows,
+    read_csv,
     start,
     until,
 )
@@ -73,7 +73,7 @@ def test_run_directory(whole):
     assert vars(lps.Args()).keys() <= record.keys() and {"jax", "ogbench", "mujoco", "device"} <= record.keys()
     assert record["script"] == "lps" and record["sparse"] is False and record["total_steps"] == 60
     assert (record["dataset"], record["transitions"], record["trajectories"]) == ("own.npz", 51, 4)
-    train, evaluations = rows(run_dir / "train.csv"), rows(run_dir / "eval.csv")
+    train, evaluations = read_csv(run_dir / "train.csv"), read_csv(run_dir / "eval.csv")
     assert [row["step"] for row in train] == ["20", "40", "60"]
     assert {"step", "seed", "updates_per_second", "policy_loss", "critic_loss", "latent_actor_loss"} <= train[0].keys()
     assert all(np.isfinite(float(x)) for row in train for x in row.values())
@@ -90,8 +90,8 @@ def test_train_csv_holds_means_over_the_log_interval(folder, whole):
     finish(start(folder, "lps", *OWN, *SMALL, *LONG, "--log-interval", "10", "--eval-episodes", "0"))
     [run_dir] = (folder / "runs").iterdir()
     assert run_dir.name.startswith(f"{COUNTING}__lps__0__") and not (run_dir / "eval.csv").exists()
-    fine = rows(run_dir / "train.csv")
-    for i, row in enumerate(rows(whole[0] / "train.csv")):
+    fine = read_csv(run_dir / "train.csv")
+    for i, row in enumerate(read_csv(whole[0] / "train.csv")):
         for name in row.keys() - {"step", "seed", "updates_per_second"}:
             mean = np.mean([float(fine[2 * i + j][name]) for j in range(2)])
             np.testing.assert_allclose(float(row[name]), mean, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -122,7 +122,7 @@ def test_each_script_alone_in_a_folder(tmp_path):
     for name in SCRIPTS:
         record = json.loads((tmp_path / name / "run/args.json").read_text())
         assert record["script"] == name and checkpoint(tmp_path / name / "run")["step"] == 2
-        [row] = rows(tmp_path / name / "run/train.csv")
+        [row] = read_csv(tmp_path / name / "run/train.csv")
         assert row["step"] == "2" and all(np.isfinite(float(x)) for x in row.values())
 
 
@@ -181,15 +181,15 @@ def test_ctrl_c_at_the_start_of_an_evaluation_is_not_lost(folder, whole):
 def test_a_longer_total_goes_on(folder, whole):
     shutil.copytree(whole[0], folder / "longer")
     again(folder, "longer", "--resume", "--total-steps", "80", "--log-interval", "10", "--eval-episodes", "0")
-    assert [row["step"] for row in rows(folder / "longer/train.csv")] == ["20", "40", "60", "70", "80"]
-    assert [row["step"] for row in rows(folder / "longer/eval.csv")] == ["30", "60"]
+    assert [row["step"] for row in read_csv(folder / "longer/train.csv")] == ["20", "40", "60", "70", "80"]
+    assert [row["step"] for row in read_csv(folder / "longer/eval.csv")] == ["30", "60"]
     assert checkpoint(folder / "longer")["step"] == 80
 
 
 def test_eval_only_repeats_the_last_evaluation(folder, whole):
     before = {path: path.read_bytes() for path in whole[0].iterdir()}
     out, _ = again(folder, "whole", "--eval-only")
-    printed, last = eval(out.splitlines()[-1], {"nan": np.nan}), rows(whole[0] / "eval.csv")[-1]
+    printed, last = eval(out.splitlines()[-1], {"nan": np.nan}), read_csv(whole[0] / "eval.csv")[-1]
     for name in ("success", "return", "length", "episodes"):
         np.testing.assert_allclose(printed[name], float(last[name]), rtol=1e-5)
     assert {path: path.read_bytes() for path in whole[0].iterdir()} == before
@@ -222,10 +222,10 @@ def test_seeds_in_one_process_are_runs_of_their_own(folder, whole, pair):
                 np.testing.assert_allclose(x[k], y[0], atol=2e-4, rtol=1e-2)
     first, second = (single["policy"]["params"]["params"]["Dense_0"]["kernel"] for single in singles)
     assert np.abs(first - second).max() > 0.1
-    table = [(row["step"], row["seed"]) for row in rows(pair / "eval.csv")]
+    table = [(row["step"], row["seed"]) for row in read_csv(pair / "eval.csv")]
     assert table == [("60", "0"), ("60", "1")]
-    for row in rows(pair / "train.csv"):
-        single = rows(folder / ("whole", "second")[int(row["seed"])] / "train.csv")
+    for row in read_csv(pair / "train.csv"):
+        single = read_csv(folder / ("whole", "second")[int(row["seed"])] / "train.csv")
         [same] = [other for other in single if other["step"] == row["step"]]
         np.testing.assert_allclose(float(row["critic_loss"]), float(same["critic_loss"]), rtol=1e-2)
 

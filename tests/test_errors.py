@@ -10,7 +10,7 @@ import ogbench
 import pytest
 import toy_envs
 from carry import ROOT
-from helpers import COUNTING, TINY, as_flags, checkpoint, finish, load, make_data, rows, start
+from helpers import COUNTING, TINY, as_flags, checkpoint, finish, load, make_data, read_csv, start
 
 import flow_bc
 
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
         flow_bc.train(args)
     assert "not finite" in error.value.code and "policy_loss" in error.value.code and "\n" not in error.value.code
     assert checkpoint(tmp_path / "run")["step"] == 40
-    assert [row["step"] for row in rows(tmp_path / "run/train.csv")] == 12 * ["20"] + 12 * ["40"]
+    assert [row["step"] for row in read_csv(tmp_path / "run/train.csv")] == 12 * ["20"] + 12 * ["40"]
 
 
 def test_a_fault_is_one_line_of_the_command(folder):
