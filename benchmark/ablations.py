@@ -15,6 +15,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient as sg
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
 import flow_bc
@@ -28,9 +30,15 @@ class Args(lps.Args):
     base: Literal["meanflow", "flow"] = "meanflow"  # the policy that is steered
     flow_steps: int = 10  # Euler steps from a latent to a chunk, all of them differentiated, if the base is a flow
     predict: Literal["action", "velocity"] = "action"  # what the MeanFlow network says
+    # Against a latent actor that finds chunks which the critics overrate:
+    clip: bool = True  # the chunk is clipped in the actor's loss
+    climb: Literal["mean", "min"] = "mean"  # which of the critics' values the actor climbs
+    imitate: int | None = None  # it does not climb, but learns the best by min_k Q_k of so many random latents
+    corner: bool = False  # an eighth of the batch trains f at t = 1, r = 0, where one step decodes
+    average: bool = False  # f's tau-average decodes, in the loss, in y and in acting
 
 
-OWN = {name: getattr(lps, name) for name in ("sphere", "imitation_loss", "decode", "init", "train")}
+OWN = {name: getattr(lps, name) for name in ("sphere", "imitation_loss", "decode", "init", "update", "act", "train")}
 
 
 def normal(x):
@@ -68,9 +76,87 @@ def velocity_init(args, key, s):
     return state | dict(policy=state["policy"].replace(apply_fn=f))
 
 
+def unclipped_decode(args, policy, s, z):
+    """The chunk f(s, z, 1, 1) as it is, or of n steps. act clips it."""
+    h = policy.apply_fn(policy.params, s, encode=True)
+    dt = jnp.full_like(z[:, :1], 1 / args.decode_steps)
+    for i in range(args.decode_steps):
+        z = z - (z - policy.apply_fn(policy.params, h, z, 1 - i * dt, dt)) * dt
+    return z
+
+
+def clipped_act(args, state, s, key):
+    return jnp.clip(OWN["act"](args, state, s, key), -1, 1)
+
+
+def corner_imitation_loss(policy, params, s, a, e, key):
+    """The same, and for the last eighth of the batch with t = 1 and r = 0: u* = sg(v - (v - df/dt)) = sg(df/dt)"""
+    n = len(a) // 8
+    loss, _ = OWN["imitation_loss"](policy, params, s[:-n], a[:-n], e[:-n], key)
+    s, a, e = s[-n:], a[-n:], e[-n:]
+    h, one = policy.apply_fn(params, s, encode=True), jnp.ones((n, 1))
+
+    def f(z, t, r):
+        return policy.apply_fn(params, h, z, t, t - r)
+
+    f_z, df_dt = jax.jvp(f, (e, one, 0 * one), (e - a, one, 0 * one))
+    err = jnp.mean((e - f_z - sg(df_dt)) ** 2, axis=-1)
+    return 7 / 8 * loss + jnp.mean(err / jnp.sqrt(sg(err + 1e-3))) / 8, {}
+
+
+def average_init(args, key, s):
+    state = OWN["init"](args, key, s)
+    return state | dict(average=state["policy"].params)
+
+
+def averaged(state):
+    """The state as it decodes."""
+    return state | dict(policy=state["policy"].replace(params=state["average"])) if "average" in state else state
+
+
+def average_act(args, state, s, key):
+    return OWN["act"](args, averaged(state), s, key)
+
+
+def update(args, state, batch, key):
+    """lps.py's update, but with the latent actor's step on the loss that is asked for."""
+    new_state, metrics = OWN["update"](args, state, batch, key)
+    s, policy, critic, actor = batch["observations"], averaged(state)["policy"], state["critic"], state["latent_actor"]
+
+    def q(z):
+        return critic.apply_fn(critic.params, s, lps.decode(args, policy, s, z))
+
+    def climbing_loss(params):
+        """As in lps.py, with the mean of both critics or the lesser"""
+        q_k = q(lps.sphere(actor.apply_fn(params, s)))
+        value = q_k.min(axis=0) if args.climb == "min" else q_k.mean(axis=0)
+        return -args.alpha * sg(1 / jnp.abs(value).mean()) * value.mean(), dict(q=value.mean())
+
+    def imitating_loss(params):
+        """E mean_d (l(s) - z_best)^2,  z_best = argmax_i min_k Q_k(s, f(s, z_i, 1, 1))"""
+        z = lps.sphere(jax.random.normal(key, (args.imitate, *batch["actions"].shape)))  # z_i of each state
+        value = jax.lax.map(q, z).min(axis=1)
+        best = jnp.take_along_axis(z, value.argmax(axis=0)[None, :, None], axis=0)[0]
+        return jnp.mean((lps.sphere(actor.apply_fn(params, s)) - best) ** 2), dict(q=value.max(axis=0).mean())
+
+    of_actor, of_loss = lps.descend(state, dict(latent_actor=imitating_loss if args.imitate else climbing_loss))
+    new_state["latent_actor"] = of_actor["latent_actor"]
+    if "average" in state:
+        new_state["average"] = optax.incremental_update(new_state["policy"].params, state["average"], args.tau)
+    return new_state, metrics | of_loss
+
+
 def exchange(args):
     """Puts into lps what these arguments ask for. With the default ones it is lps.py again."""
     functions = dict(OWN)
+    if not args.clip:
+        functions |= dict(decode=unclipped_decode, act=clipped_act)
+    if args.corner:
+        functions |= dict(imitation_loss=corner_imitation_loss)
+    if args.average:
+        functions |= dict(init=average_init, act=average_act)
+    if args.climb == "min" or args.imitate or args.average:
+        functions |= dict(update=update)
     if args.base == "flow":
         functions |= dict(init=flow_init, imitation_loss=flow_bc.imitation_loss, decode=flow_bc.decode)
     if args.predict == "velocity":

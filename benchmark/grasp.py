@@ -20,8 +20,11 @@ import tyro
 from flax.serialization import from_state_dict, msgpack_restore
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
+import lps
 import mf_bon
+from benchmark import ablations
 from benchmark.latency import write_table
+from benchmark.report import read_method
 
 # Where OGBench's observation of one cube has what is measured, and by what it multiplies metres and the opening.
 HAND, OPENING, CUBE, METRE, CLOSED = slice(12, 15), 17, slice(19, 22), 10, 3
@@ -49,15 +52,17 @@ def grasps(s):
 
 
 def load(run_dir):
-    """The script of a run, its arguments, and its first seed's state."""
+    """A run's method, script, arguments, and first seed's state. For a run of ablations.py, lps is changed."""
     record = json.loads((run_dir / "args.json").read_text())
-    script = import_module(record["script"])
+    script = import_module(record["script"] if record["script"] != "ablations" else "benchmark.ablations")
     saved = {name: tuple(x) if isinstance(x, list) else x for name, x in record.items() if name in vars(script.Args())}
     args = script.Args(**saved)
+    ablations.exchange(args if script is ablations else ablations.Args())
+    script = lps if script is ablations else script
     s = jnp.zeros((1, 28))
     like = jax.vmap(lambda key: script.init(args, key, s))(jax.random.split(jax.random.key(0), args.num_seeds))
     states = from_state_dict(like, msgpack_restore((run_dir / "checkpoint.msgpack").read_bytes())["states"])
-    return script, args, jax.tree.map(lambda x: x[0], states)
+    return read_method(record), script, args, jax.tree.map(lambda x: x[0], states)
 
 
 def choices(script, args):
@@ -119,7 +124,7 @@ def summary(found):
 
 
 def rows_of(args, run_dir):
-    script, own, state = load(run_dir)
+    method, script, own, state = load(run_dir)
     judge = jax.jit(partial(unusual, script, own, state, args.latents))
     for choice, act in choices(script, own).items():
         policy, first, odd, solved = jax.jit(partial(act, state)), [], [], []
@@ -132,7 +137,7 @@ def rows_of(args, run_dir):
                 if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
                     odd.append(judge(before[i], chunks[i]))
         distance, usual = np.mean(np.array(odd or [(np.nan, np.nan)], float), axis=0)
-        yield {"run": f"{script.__name__}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
+        yield {"run": f"{method}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
                "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
                "one latent in 1,000": usual}
 

@@ -101,7 +101,7 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
 @pytest.mark.parametrize("name, runs", [("state", 2000), ("visual", 2000), ("ablations", 1000), ("alpha", 288),
                                         ("comparison", 20), ("scaled-down", 60), ("scaled-down-ablations", 5),
                                         ("scaled-down-alpha", 18), ("hundred", 32), ("hundred-baselines", 16),
-                                        ("slips", 30), ("slips-full", 9)])
+                                        ("slips", 35), ("slips-full", 9), ("slips-remedies", 8)])
 def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     found = sweep.read_experiment(sweep.Args(name))[1]
     assert len(found) == runs == len({run.run_dir for run in found})
@@ -137,7 +137,119 @@ def test_ablations_exchange_what_they_say(monkeypatch):
     np.testing.assert_allclose(decoded(base="flow", flow_steps=1), jnp.clip(z, -1, 1))  # a velocity of 0
     np.testing.assert_allclose(decoded(predict="velocity"), jnp.clip(z, -1, 1))
     np.testing.assert_array_equal(decoded(), 0)
-    assert all(getattr(lps, name) is ablations.OWN[name] for name in ("sphere", "imitation_loss", "decode", "init"))
+    assert all(getattr(lps, name) is x for name, x in ablations.OWN.items() if name != "train")
+
+
+@pytest.fixture
+def tiny():
+    """Of settings of ablations.py, (arguments, state, batch), f's output far beyond the clip; lps.py afterwards."""
+    rng = np.random.default_rng(0)
+    names = "observations", "actions", "next_observations", "rewards", "masks"
+    batch = {name: rng.uniform(-1, 1, shape).astype(np.float32)
+             for name, shape in zip(names, [(16, 3), (16, 4), (16, 3), (16,), (16,)])}
+
+    def make(**settings):
+        args = ablations.Args(action_dim=2, horizon=2, actor_hidden_dims=(8,), critic_hidden_dims=(8,), **settings)
+        ablations.exchange(args)
+        state = jax.jit(partial(lps.init, args))(jax.random.key(0), batch["observations"][:1])
+        state["policy"] = state["policy"].replace(params=jax.tree.map(lambda x: 3 * x, state["policy"].params))
+        return args, state, batch
+
+    yield make
+    ablations.exchange(ablations.Args())
+
+
+def q_of(state, s, a):
+    return state["critic"].apply_fn(state["critic"].params, s, a)
+
+
+def test_without_the_clip_the_loss_sees_f_as_it_is_and_acting_does_not(tiny):
+    args, state, batch = tiny(clip=False)
+    key, s, own = jax.random.key(1), batch["observations"], ablations.OWN
+
+    @jax.jit
+    def run(state):
+        policy = state["policy"]
+        raw = policy.apply_fn(policy.params, s, lps.sphere(state["latent_actor"].apply_fn(
+            state["latent_actor"].params, s)), jnp.ones((16, 1)), jnp.ones((16, 1)))
+        return raw, lps.act(args, state, s, key), own["act"](args, state, s, key), q_of(state, s, raw).mean(), \
+            lps.update(args, state, batch, key)[1]["latent_actor_q"]
+
+    raw, acted, seen, expected, q = run(state)
+    assert jnp.abs(raw).max() > 1.1
+    np.testing.assert_allclose(acted, jnp.clip(raw, -1, 1), atol=1e-5)
+    np.testing.assert_allclose(seen, raw, atol=1e-5)
+    assert q == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_changed_update_moves_the_latent_actor_alone_otherwise(tiny):
+    args, state, batch = tiny()
+    key, s = jax.random.key(1), batch["observations"]
+    changed = dict(own={}, climb=dict(climb="min"), imitate=dict(imitate=3))
+
+    @jax.jit
+    def run(state):
+        z = lps.sphere(jax.random.normal(key, (3, 16, 4)))
+        q = jnp.stack([q_of(state, s, lps.decode(args, state["policy"], s, z_i)).min(axis=0) for z_i in z])
+        l_s = lps.sphere(state["latent_actor"].apply_fn(state["latent_actor"].params, s))
+        climbed = q_of(state, s, lps.act(args, state, s, key)).min(axis=0)
+        new = {}
+        for name, settings in changed.items():
+            changed_args, _, _ = tiny(**settings)
+            new[name] = lps.update(changed_args, state, batch, key)
+        return z, q, l_s, climbed, new
+
+    *expected, new = run(state)
+    z, q, l_s, climbed = map(np.array, expected)
+    metrics = {name: metrics for name, (_, metrics) in new.items()}
+    for name in ("climb", "imitate"):
+        for network in ("policy", "critic"):
+            jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), new[name][0][network].params,
+                         new["own"][0][network].params)
+        assert set(metrics[name]) == set(metrics["own"])
+    assert metrics["climb"]["latent_actor_q"] == pytest.approx(climbed.mean(), rel=1e-4)
+    assert metrics["climb"]["latent_actor_loss"] == pytest.approx(-climbed.mean() / np.abs(climbed).mean(), rel=1e-4)
+    best = np.array([z[q[:, i].argmax(), i] for i in range(16)])
+    assert metrics["imitate"]["latent_actor_q"] == pytest.approx(q.max(axis=0).mean(), rel=1e-4)
+    assert metrics["imitate"]["latent_actor_loss"] == pytest.approx(np.mean((l_s - best) ** 2), rel=1e-4)
+
+
+def test_an_average_decodes(tiny):
+    args, state, batch = tiny(average=True, tau=0.25)
+    key, s, act = jax.random.key(1), batch["observations"], ablations.OWN["act"]
+
+    @jax.jit
+    def run(state):
+        a = act(args, state | dict(policy=state["policy"].replace(params=state["average"])), s, key)
+        return (*lps.update(args, state, batch, key), a, lps.act(args, state, s, key), act(args, state, s, key),
+                q_of(state, s, a).mean())
+
+    new, metrics, a, acted, own, q = run(state)
+    mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, new["policy"].params, state["average"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), new["average"], mean)
+    np.testing.assert_allclose(acted, a, atol=1e-6)
+    assert jnp.abs(acted - own).max() > 0.1  # f itself, which the fixture has tripled
+    assert metrics["latent_actor_q"] == pytest.approx(float(q), rel=1e-4)
+
+
+def test_the_corner_is_an_eighth_of_the_batch_at_t_1_and_r_0(tiny):
+    args, state, batch = tiny(corner=True)
+    policy, s, a, key = state["policy"], batch["observations"], batch["actions"], jax.random.key(1)
+
+    @jax.jit
+    def run(policy):
+        e, one, h = lps.sphere(jax.random.normal(key, a.shape)), jnp.ones((2, 1)), 1e-3
+
+        def f(h):
+            return policy.apply_fn(policy.params, s[14:], e[14:] + h * (e - a)[14:], one + h, one + h)
+
+        err = ((e[14:] - f(0) - (f(h) - f(-h)) / (2 * h)) ** 2).mean(axis=1)
+        rest = ablations.OWN["imitation_loss"](policy, policy.params, s[:14], a[:14], e[:14], key)[0]
+        loss = 7 / 8 * rest + (err / jnp.sqrt(err + 1e-3)).mean() / 8
+        return loss, lps.imitation_loss(policy, policy.params, s, a, e, key)[0]
+
+    expected, loss = run(policy)
+    assert loss == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_an_ablation_is_recorded_and_goes_on(tmp_path, monkeypatch):
