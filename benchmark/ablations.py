@@ -1,4 +1,4 @@
-"""LPS with one of its choices exchanged: what the paper's ablations vary, as flags beside those of lps.py.
+"""LPS with one of its choices exchanged: what the paper's ablations vary, and more, as flags beside those of lps.py.
 
     python benchmark/ablations.py --latent normal --env-id scene-play-singletask-v0
     python benchmark/ablations.py --base flow --flow-steps 1

@@ -29,7 +29,7 @@ OBSERVATION = np.zeros((1, 28), np.float32)
 
 @dataclass
 class Args:
-    scripts: tuple[str, ...] = SCRIPTS  # which
+    scripts: tuple[str, ...] = (*SCRIPTS, "lps --decode-steps 2")  # which, with their flags
     calls: int = 2000  # calls to time, after 100 to warm up
     out: Path = Path(__file__).parent / "results/latency.csv"  # the csv to write
 
@@ -65,13 +65,14 @@ def device_name():
     return device + f", {len(os.sched_getaffinity(0))} cores" * (device == "cpu")
 
 
-def measure(name, calls):
+def measure(method, calls):
+    name, *flags = method.split()
     script = import_module(name)
-    args = script.Args(action_dim=5)
+    args = tyro.cli(script.Args, args=flags, default=script.Args(action_dim=5))
     state = script.init(args, jax.random.key(0), OBSERVATION)
     counts, took = count_evaluations(script, args, state), time_calls(script, args, state, calls)
     least, median, late = (round(np.percentile(took, share)) for share in (0, 50, 99))
-    return {"method": name, "least (us)": least, "median (us)": median, "99th percentile (us)": late,
+    return {"method": method, "least (us)": least, "median (us)": median, "99th percentile (us)": late,
             "evaluations per chunk": counts.total(), "per action": counts.total() / args.horizon,
             "of which": ", ".join(f"{name} {n}" for name, n in counts.items()), "calls": calls,
             "device": device_name(), "load": round(os.getloadavg()[0], 1)}  # load: processes that wanted a core
@@ -92,8 +93,8 @@ def write_table(path, rows):
 
 def main(args):
     rows = []
-    for name in args.scripts:
-        rows.append(measure(name, args.calls))
+    for method in args.scripts:
+        rows.append(measure(method, args.calls))
         if len(rows) == 1:
             print_row(rows[0])
             print_row(["---"] * len(rows[0]))
