@@ -8,7 +8,7 @@ weighs the difference of the two up when acting. No gradient of a critic ever re
 
     policy   min_v  E o (v(s, z_t, t, 1) - (e - a))^2 + 0.1 (v(s, z_t, t, 0) - (e - a))^2    imitates (flow matching)
     critic   min_Q  E (Q_k(s, a) - y_k)^2,  y_k = sum_i gamma^i r_i + gamma^H m V_k(s')
-    value    min_V  E |tau - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)                 expectile regression
+    value    min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)                 expectile regression
     acting   v = v_0 + w (v_1 - v_0)                                                         improves
 
     diff flow_bc.py cfgrl.py   # what is added to imitation: better chunks imitated apart, and weighted up when acting
@@ -68,7 +68,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (honours WANDB_MODE)
     action_dim: tyro.conf.Suppress[int] = 0  # numbers in an action; train() asks the environment
     # The algorithm's own:
-    expectile: float = 0.9  # tau: V is this expectile of Q over the data's chunks
+    expectile: float = 0.9  # kappa: V is this expectile of Q over the data's chunks
     guidance: float = 1.5  # w: 0 imitates all, 1 the better chunks, more extrapolates
     flow_steps: int = 10  # Euler steps from noise to a chunk
 
@@ -200,7 +200,7 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean())
 
     def value_loss(params):
-        """E |tau - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)"""
+        """E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)"""
         v = value.apply_fn(params, s)
         u = target_q - v
         return jnp.mean(jnp.abs(args.expectile - (u < 0)) * u**2), dict(v=v.mean())
@@ -478,7 +478,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,7 +12,7 @@ latents, so that the flow can stay a black box.
     latent critic  min_Qz  E (Q^z_k(s, e) - Q(s, decode(s, e)))^2,  e ~ the sphere         distils
     latent actor   max_l   E Q^z(s, l(s)), which moves l alone                    improves
 
-    diff dsrl.py lps.py     # the same actor, but Q's own gradient reaches it, through a one-step policy; y with min_k
+    diff dsrl.py lps.py     # the actor learns from a critic of latents, y with mean_k; from Q's gradient, y with min_k
 """
 
 import json
@@ -486,7 +486,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -435,7 +435,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

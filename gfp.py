@@ -7,8 +7,8 @@ A flow policy v imitates most of all the chunks that the critic rates above the 
 into a chunk in one step, pulled by the critic to what pays and by alpha to v. The published setting is --horizon 1.
 
     policy    min_v   E g (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates (flow matching, weighted)
-              g = sigmoid(lambda (Q(s, a) - Q(s, mu(s, e))) / eta),  Q = mean_k Qbar_k
-    critic    min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m mean_k Qbar_k(s', a')
+              g = sigmoid((Qbar(s, a) - Qbar(s, mu(s, e))) / (eta E |Qbar(s, a)|)),  Qbar = mean_k Qbar_k
+    critic    min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m Qbar(s', a'),  a' of mu, on cubes of v too
     student   min_mu  E alpha (mu(s, e) - decode(s, e))^2 - lambda Q(s, mu(s, e))      improves
 
     diff qc_fql.py gfp.py   # the teacher imitates most of all what the critic finds better than the student
@@ -194,7 +194,7 @@ def update(args, state, batch, key):
         next_v = (next_v + critic.apply_fn(state["target_critic"], next_s, next_a).mean(axis=0)) / 2
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
-    # g = sg(sigmoid(lambda (Q(s, a) - Q(s, clip mu(s, e))) / eta)),  Q = mean_k Qbar_k,  lambda = 1 / E |Q(s, a)|
+    # g = sg(sigmoid((Qbar(s, a) - Qbar(s, clip mu(s, e))) / (eta E |Qbar(s, a)|))),  Qbar = mean_k Qbar_k
     a_mu = jnp.clip(student.apply_fn(student.params, s, e), -1, 1)
     q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
     q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)
@@ -488,7 +488,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,7 +8,7 @@ network is ever asked about an action that is not in the data. Only acting searc
 
     policy   min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e       imitates (flow matching)
     critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m V(s')
-    value    min_V  E |tau - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)   expectile regression
+    value    min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)   expectile regression
     acting   argmax_i min_k Q_k(s, a_i),  a_i = decode(s, e_i)               improves
 
     diff flow_bc.py ifql.py    # what is added to imitation: a critic, its value, and the choice among samples
@@ -68,7 +68,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (honours WANDB_MODE)
     action_dim: tyro.conf.Suppress[int] = 0  # numbers in an action; train() asks the environment
     # The algorithm's own:
-    expectile: float | None = None  # tau: V is this expectile of Q over the data's chunks (default: by domain)
+    expectile: float | None = None  # kappa: V is this expectile of Q over the data's chunks (default: by domain)
     num_samples: int = 32  # chunks of which the best is played
     flow_steps: int = 10  # Euler steps from noise to a chunk
 
@@ -208,7 +208,7 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean())
 
     def value_loss(params):
-        """E |tau - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)"""
+        """E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)"""
         v = value.apply_fn(params, s)[:, 0]
         u = target_q - v
         return jnp.mean(jnp.abs(args.expectile - (u < 0)) * u**2), dict(v=v.mean())
@@ -486,7 +486,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

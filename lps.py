@@ -9,11 +9,11 @@ gradient through f, and stays on the sphere, the only place where f has learned 
 
     policy   min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)               imitates (MeanFlow, see imitation_loss)
     critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m min_k Qbar_k(s', a')
-    actor    max_l  E Q(s, f(s, l(s), 1, 1)), which moves l alone            improves
+    actor    max_l  E Q(s, clip f(s, l(s), 1, 1)), which moves l alone       improves
 
     diff mf_bc.py lps.py    # what is added to imitation: a critic, and an actor that chooses the latent
-    diff lps.py mf_bon.py   # the same policy and critic: a gradient finds the latent, or a search
-    diff dsrl.py lps.py     # the same actor, taught by a distilled critic of latents, or by Q's gradient through f
+    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, and so in y
+    diff dsrl.py lps.py     # the actor learns from a critic of latents, y with mean_k; from Q's gradient, y with min_k
 """
 
 import json
@@ -210,7 +210,7 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean())
 
     def latent_actor_loss(params):
-        """-alpha lambda E Q(s, f(s, l(s), 1, 1)), Q the mean of both critics, lambda = sg(1 / E |Q|)"""
+        """-alpha lambda E Q(s, clip f(s, l(s), 1, 1)), Q the mean of both critics, lambda = sg(1 / E |Q|)"""
         z = sphere(latent_actor.apply_fn(params, s))
         q = critic.apply_fn(critic.params, s, decode(args, policy, s, z)).mean(axis=0)
         return -args.alpha * sg(1 / jnp.abs(q).mean()) * q.mean(), dict(q=q.mean())
@@ -488,7 +488,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

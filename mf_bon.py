@@ -5,13 +5,13 @@
 
 A MeanFlow policy f imitates: in one call it turns a latent z on the sphere |z| = sqrt(d) into a chunk of actions.
 No actor chooses the latent: N random ones are decoded, and the critic chooses among the chunks. 32 candidates of a
-one-step policy cost less than one chunk of a flow in ten steps.
+one-step policy cost about as much as one chunk of a flow in ten steps.
 
     policy   min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)               imitates (MeanFlow, see imitation_loss)
     critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m max_i min_k Qbar_k(s', a'_i)
     acting   argmax_i min_k Q_k(s, a_i),  a_i = f(s, z_i, 1, 1)              improves
 
-    diff lps.py mf_bon.py   # the same policy and critic: a gradient finds the latent, or a search
+    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, and so in y
 """
 
 import json
@@ -487,7 +487,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,8 +12,8 @@ imitates, a small one leaves the data: it has to be tuned for every domain.
     student   min_mu  E alpha (mu(s, e) - decode(s, e))^2 - lambda Q(s, mu(s, e))      improves
 
     diff flow_bc.py qc_fql.py   # what is added to imitation: a critic, and a student that listens to it
-    diff qc_fql.py qc_mfql.py   # a teacher of ten Euler steps, or of one MeanFlow step
-    diff qc_fql.py gfp.py       # the teacher imitates only what the critic finds better than the student
+    diff qc_fql.py qc_mfql.py   # a teacher of ten Euler steps, or of one MeanFlow step; y with mean_k, or with min_k
+    diff qc_fql.py gfp.py       # the teacher imitates most of all what the critic finds better than the student
 """
 
 import json
@@ -476,7 +476,7 @@ def main():
         args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
         may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
         changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if args.resume and changed:
+        if changed and (args.resume or "num_seeds" in changed):
             raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -38,7 +38,8 @@ class Args(lps.Args):
     average: bool = False  # f's tau-average decodes, in the loss, in y and in acting
 
 
-OWN = {name: getattr(lps, name) for name in ("sphere", "imitation_loss", "decode", "init", "update", "act", "train")}
+OWN = {name: getattr(lps, name) for name in ("sphere", "imitation_loss", "decode", "init", "update", "act")}
+OWN_TRAIN = lps.train
 
 
 def normal(x):
@@ -85,10 +86,6 @@ def unclipped_decode(args, policy, s, z):
     return z
 
 
-def clipped_act(args, state, s, key):
-    return jnp.clip(OWN["act"](args, state, s, key), -1, 1)
-
-
 def corner_imitation_loss(policy, params, s, a, e, key):
     """The same, and for the last eighth of the batch with t = 1 and r = 0: u* = sg(v - (v - df/dt)) = sg(df/dt)"""
     n = len(a) // 8
@@ -105,56 +102,65 @@ def corner_imitation_loss(policy, params, s, a, e, key):
 
 
 def average_init(args, key, s):
+    """The same state, and f's average."""
     state = OWN["init"](args, key, s)
     return state | dict(average=state["policy"].params)
 
 
 def averaged(state):
-    """The state as it decodes."""
+    """The state with the policy that decodes: f, or its average."""
     return state | dict(policy=state["policy"].replace(params=state["average"])) if "average" in state else state
 
 
-def average_act(args, state, s, key):
-    return OWN["act"](args, averaged(state), s, key)
+def act(args, state, s, key):
+    """The same chunks, of f's average if there is one, and clipped in any case."""
+    return jnp.clip(OWN["act"](args, averaged(state), s, key), -1, 1)
 
 
 def update(args, state, batch, key):
-    """lps.py's update, but with the latent actor's step on the loss that is asked for."""
+    """lps.py's update, but for the loss of the latent actor, and with f's average if there is one."""
     new_state, metrics = OWN["update"](args, state, batch, key)
     s, policy, critic, actor = batch["observations"], averaged(state)["policy"], state["critic"], state["latent_actor"]
 
     def q(z):
         return critic.apply_fn(critic.params, s, lps.decode(args, policy, s, z))
 
-    def climbing_loss(params):
-        """As in lps.py, with the mean of both critics or the lesser"""
-        q_k = q(lps.sphere(actor.apply_fn(params, s)))
+    def latent_actor_loss(params):
+        """As in lps.py, of the mean of both critics or the lesser; or E mean_d (l(s) - z_best)^2, where
+        z_best = argmax_i min_k Q_k(s, f(s, z_i, 1, 1))"""
+        l_s = lps.sphere(actor.apply_fn(params, s))
+        q_k = q(l_s)
         value = q_k.min(axis=0) if args.climb == "min" else q_k.mean(axis=0)
-        return -args.alpha * sg(1 / jnp.abs(value).mean()) * value.mean(), dict(q=value.mean())
+        loss = -args.alpha * sg(1 / jnp.abs(value).mean()) * value.mean()
+        if args.imitate:
+            z = lps.sphere(jax.random.normal(jax.random.fold_in(key, 3), (args.imitate, *l_s.shape)))
+            chosen = jax.lax.map(q, z).min(axis=1).argmax(axis=0)  # of each state
+            loss = jnp.mean((l_s - jnp.take_along_axis(z, chosen[None, :, None], axis=0)[0]) ** 2)
+        return loss, dict(q=q_k.mean())
 
-    def imitating_loss(params):
-        """E mean_d (l(s) - z_best)^2,  z_best = argmax_i min_k Q_k(s, f(s, z_i, 1, 1))"""
-        z = lps.sphere(jax.random.normal(key, (args.imitate, *batch["actions"].shape)))  # z_i of each state
-        value = jax.lax.map(q, z).min(axis=1)
-        best = jnp.take_along_axis(z, value.argmax(axis=0)[None, :, None], axis=0)[0]
-        return jnp.mean((lps.sphere(actor.apply_fn(params, s)) - best) ** 2), dict(q=value.max(axis=0).mean())
-
-    of_actor, of_loss = lps.descend(state, dict(latent_actor=imitating_loss if args.imitate else climbing_loss))
-    new_state["latent_actor"] = of_actor["latent_actor"]
-    if "average" in state:
+    moved, metrics_of_actor = lps.descend(state, dict(latent_actor=latent_actor_loss))
+    new_state["latent_actor"] = moved["latent_actor"]
+    if args.average:
         new_state["average"] = optax.incremental_update(new_state["policy"].params, state["average"], args.tau)
-    return new_state, metrics | of_loss
+    return new_state, metrics | metrics_of_actor
 
 
 def exchange(args):
     """Puts into lps what these arguments ask for. With the default ones it is lps.py again."""
+    remedies = not args.clip, args.climb == "min", args.imitate, args.corner, args.average
+    if any(remedies) and (args.base, args.predict, args.latent) != ("meanflow", "action", "sphere"):
+        raise SystemExit("--no-clip, --climb, --imitate, --corner and --average are for LPS as it is otherwise")
+    if args.climb == "min" and args.imitate:
+        raise SystemExit("--climb min or --imitate: the actor has one loss")
     functions = dict(OWN)
+    if not args.clip or args.average:
+        functions |= dict(act=act)
     if not args.clip:
-        functions |= dict(decode=unclipped_decode, act=clipped_act)
+        functions |= dict(decode=unclipped_decode)
     if args.corner:
         functions |= dict(imitation_loss=corner_imitation_loss)
     if args.average:
-        functions |= dict(init=average_init, act=average_act)
+        functions |= dict(init=average_init)
     if args.climb == "min" or args.imitate or args.average:
         functions |= dict(update=update)
     if args.base == "flow":
@@ -173,7 +179,7 @@ def exchange(args):
 
 def train(args, stop=()):
     exchange(args)
-    return OWN["train"](args, stop)
+    return OWN_TRAIN(args, stop)
 
 
 def main():

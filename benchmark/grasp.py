@@ -8,7 +8,7 @@ For runs on cube-single, from states. The policy of an lps run is played as it i
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,6 @@ from flax.serialization import from_state_dict, msgpack_restore
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
 import lps
-import mf_bon
 from benchmark import ablations
 from benchmark.latency import write_table
 from benchmark.report import read_method
@@ -62,29 +61,35 @@ def load(run_dir):
     s = jnp.zeros((1, 28))
     like = jax.vmap(lambda key: script.init(args, key, s))(jax.random.split(jax.random.key(0), args.num_seeds))
     states = from_state_dict(like, msgpack_restore((run_dir / "checkpoint.msgpack").read_bytes())["states"])
-    return read_method(record), script, args, jax.tree.map(lambda x: x[0], states)
+    return read_method(record), script, args, ablations.averaged(jax.tree.map(lambda x: x[0], states))
 
 
 def choices(script, args):
-    """{how the chunk is chosen: a function like act}."""
+    """{how the chunk is chosen: (a function like act, the arguments with which latents become chunks)}."""
+    def decode(state, s, z):
+        return jnp.clip(script.decode(args, state["policy"], s, z), -1, 1)
+
     def random(state, s, key):
-        z = script.sphere(jax.random.normal(key, (len(s), args.horizon * args.action_dim)))
-        return script.decode(args, state["policy"], s, z)
+        return decode(state, s, script.sphere(jax.random.normal(key, (len(s), args.horizon * args.action_dim))))
 
     def best_of_32(own, state, s, key):
-        """Of random latents, one of which the actor's takes the place of."""
+        """By min_k Q_k, of random latents, one of which the actor's takes the place of."""
         z = script.sphere(jax.random.normal(key, (32, args.horizon * args.action_dim)))
         if own:
             actor = state["latent_actor"]
             z = z.at[0].set(script.sphere(actor.apply_fn(actor.params, s))[0])
-        return mf_bon.best_of(args, state, state["critic"].params, s, z)[0]
+        s = jnp.repeat(s, 32, axis=0)
+        a = decode(state, s, z)
+        return a[state["critic"].apply_fn(state["critic"].params, s, a).min(axis=0).argmax()][None]
 
-    found = {"as trained": partial(script.act, args)}
-    if script.__name__ == "lps":
-        found["two steps"] = partial(script.act, script.replace(args, decode_steps=2))
-        found["a random latent"] = random
-        found["best of 32 latents"] = partial(best_of_32, False)
-        found["best of l(s) and 31 latents"] = partial(best_of_32, True)
+    found = {"as trained": (partial(script.act, args), args)}
+    if script is lps:
+        two = replace(args, decode_steps=2)
+        if args.decode_steps == 1:
+            found["two steps"] = partial(script.act, two), two
+        found["a random latent"] = random, args
+        found["best of 32 latents"] = partial(best_of_32, False), args
+        found["best of l(s) and 31 latents"] = partial(best_of_32, True), args
     return found
 
 
@@ -111,7 +116,7 @@ def unusual(script, args, state, n, s, a):
     z = jax.random.normal(jax.random.key(0), (n, a.size))
     if hasattr(script, "sphere"):
         z = script.sphere(z)
-    chunks = script.decode(args, state["policy"], jnp.repeat(s, n, axis=0), z)
+    chunks = jnp.clip(script.decode(args, state["policy"], jnp.repeat(s, n, axis=0), z), -1, 1)
     mean = chunks.mean(axis=0)
     return jnp.linalg.norm(a - mean), jnp.percentile(jnp.linalg.norm(chunks - mean, axis=1), 99.9)
 
@@ -120,14 +125,14 @@ def summary(found):
     """Of grasps, one an episode or all of a dataset."""
     _, apart, hold = np.array(found).T if found else np.full((3, 1), np.nan)
     return {"grasps": len(found), "hold": np.mean(hold), "median cm": np.median(apart),
-            "beyond 1 cm": np.mean(apart > 1)}
+            "beyond 1 cm": np.mean(apart > 1) if found else np.nan}
 
 
 def rows_of(args, run_dir):
     method, script, own, state = load(run_dir)
-    judge = jax.jit(partial(unusual, script, own, state, args.latents))
-    for choice, act in choices(script, own).items():
+    for choice, (act, decoding) in choices(script, own).items():
         policy, first, odd, solved = jax.jit(partial(act, state)), [], [], []
+        judge = jax.jit(partial(unusual, script, decoding, state, args.latents))
         for seed in range(args.episodes):
             s, before, chunks, success = play(script, own, policy, seed)
             solved.append(success)

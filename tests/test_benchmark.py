@@ -105,9 +105,9 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
 def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     found = sweep.read_experiment(sweep.Args(name))[1]
     assert len(found) == runs == len({run.run_dir for run in found})
-    for script, settings in {run.script: run.settings for run in found}.items():
-        module = ablations if script.stem == "ablations" else __import__(script.stem)
-        assert {key.replace("-", "_") for key in settings} <= {*vars(module.Args())}
+    for run in found:
+        module = ablations if run.script.stem == "ablations" else __import__(run.script.stem)
+        assert {key.replace("-", "_") for key in run.settings} <= {*vars(module.Args())}
 
 
 # =========================================================================================================== ablations
@@ -184,52 +184,64 @@ def test_without_the_clip_the_loss_sees_f_as_it_is_and_acting_does_not(tiny):
 
 def test_a_changed_update_moves_the_latent_actor_alone_otherwise(tiny):
     args, state, batch = tiny()
-    key, s = jax.random.key(1), batch["observations"]
+    key, s, actor = jax.random.key(1), batch["observations"], state["latent_actor"]
     changed = dict(own={}, climb=dict(climb="min"), imitate=dict(imitate=3))
+
+    def climbing_loss(params):
+        value = q_of(state, s, lps.decode(args, state["policy"], s, lps.sphere(actor.apply_fn(params, s)))).min(axis=0)
+        return -value.mean() / jnp.abs(jax.lax.stop_gradient(value)).mean()
+
+    def imitating_loss(params):
+        z = lps.sphere(jax.random.normal(jax.random.fold_in(key, 3), (3, 16, 4)))
+        q = jnp.stack([q_of(state, s, lps.decode(args, state["policy"], s, z_i)).min(axis=0) for z_i in z])
+        best = jnp.where((q == q.max(axis=0))[..., None], z, 0).sum(axis=0)
+        return jnp.mean((lps.sphere(actor.apply_fn(params, s)) - best) ** 2)
 
     @jax.jit
     def run(state):
-        z = lps.sphere(jax.random.normal(key, (3, 16, 4)))
-        q = jnp.stack([q_of(state, s, lps.decode(args, state["policy"], s, z_i)).min(axis=0) for z_i in z])
-        l_s = lps.sphere(state["latent_actor"].apply_fn(state["latent_actor"].params, s))
-        climbed = q_of(state, s, lps.act(args, state, s, key)).min(axis=0)
         new = {}
         for name, settings in changed.items():
             changed_args, _, _ = tiny(**settings)
             new[name] = lps.update(changed_args, state, batch, key)
-        return z, q, l_s, climbed, new
+        expected = dict(climb=jax.value_and_grad(climbing_loss)(actor.params),
+                        imitate=jax.value_and_grad(imitating_loss)(actor.params))
+        return new, expected, q_of(state, s, lps.act(args, state, s, key)).mean()
 
-    *expected, new = run(state)
-    z, q, l_s, climbed = map(np.array, expected)
-    metrics = {name: metrics for name, (_, metrics) in new.items()}
-    for name in ("climb", "imitate"):
+    new, expected, q = run(state)
+    own, own_metrics = new.pop("own")
+    for name, (state_after, metrics) in new.items():
+        loss, grads = expected[name]
+        assert metrics["latent_actor_loss"] == pytest.approx(float(loss), rel=1e-4)
+        assert metrics["latent_actor_q"] == pytest.approx(float(q), rel=1e-4) and set(metrics) == set(own_metrics)
+        moved = actor.apply_gradients(grads=grads)
+        close = partial(np.testing.assert_allclose, atol=1e-5)
+        jax.tree.map(close, state_after["latent_actor"].params, moved.params)
         for network in ("policy", "critic"):
-            jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), new[name][0][network].params,
-                         new["own"][0][network].params)
-        assert set(metrics[name]) == set(metrics["own"])
-    assert metrics["climb"]["latent_actor_q"] == pytest.approx(climbed.mean(), rel=1e-4)
-    assert metrics["climb"]["latent_actor_loss"] == pytest.approx(-climbed.mean() / np.abs(climbed).mean(), rel=1e-4)
-    best = np.array([z[q[:, i].argmax(), i] for i in range(16)])
-    assert metrics["imitate"]["latent_actor_q"] == pytest.approx(q.max(axis=0).mean(), rel=1e-4)
-    assert metrics["imitate"]["latent_actor_loss"] == pytest.approx(np.mean((l_s - best) ** 2), rel=1e-4)
+            jax.tree.map(close, state_after[network].params, own[network].params)
+        assert any(np.abs(x - y).max() > 1e-4 for x, y in zip(
+            *map(jax.tree.leaves, (state_after["latent_actor"].params, own["latent_actor"].params))))
 
 
 def test_an_average_decodes(tiny):
-    args, state, batch = tiny(average=True, tau=0.25)
+    args, state, batch = tiny(average=True, tau=0.25, clip=False)
     key, s, act = jax.random.key(1), batch["observations"], ablations.OWN["act"]
 
     @jax.jit
     def run(state):
-        a = act(args, state | dict(policy=state["policy"].replace(params=state["average"])), s, key)
-        return (*lps.update(args, state, batch, key), a, lps.act(args, state, s, key), act(args, state, s, key),
-                q_of(state, s, a).mean())
+        averaged = state | dict(policy=state["policy"].replace(params=state["average"]))
+        a = act(args, averaged, s, key)  # the state beyond s' is s as well: y = r + gamma^H min_k Qbar_k(s, clip a)
+        y = batch["rewards"] + args.gamma**2 * q_of(state, s, jnp.clip(a, -1, 1)).min(axis=0)
+        loss = ((q_of(state, s, batch["actions"]) - y) ** 2).mean()
+        return (*lps.update(args, state, dict(batch, next_observations=s, masks=jnp.ones(16)), key), a,
+                lps.act(args, state, s, key), act(args, state, s, key), q_of(state, s, a).mean(), loss)
 
-    new, metrics, a, acted, own, q = run(state)
+    new, metrics, a, acted, own, q, loss = run(state)
     mean = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, new["policy"].params, state["average"])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), new["average"], mean)
-    np.testing.assert_allclose(acted, a, atol=1e-6)
-    assert jnp.abs(acted - own).max() > 0.1  # f itself, which the fixture has tripled
+    np.testing.assert_allclose(acted, jnp.clip(a, -1, 1), atol=1e-6)
+    assert jnp.abs(acted - own).max() > 0.1  # f itself, which the fixture has made larger
     assert metrics["latent_actor_q"] == pytest.approx(float(q), rel=1e-4)
+    assert metrics["critic_loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_the_corner_is_an_eighth_of_the_batch_at_t_1_and_r_0(tiny):
@@ -250,6 +262,13 @@ def test_the_corner_is_an_eighth_of_the_batch_at_t_1_and_r_0(tiny):
 
     expected, loss = run(policy)
     assert loss == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [dict(imitate=2, climb="min"), dict(average=True, base="flow"),
+                                      dict(clip=False, latent="normal"), dict(corner=True, predict="velocity")])
+def test_ablations_that_exclude_each_other_are_refused(settings):
+    with pytest.raises(SystemExit, match="--climb"):
+        ablations.exchange(ablations.Args(**settings))
 
 
 def test_an_ablation_is_recorded_and_goes_on(tmp_path, monkeypatch):
@@ -367,6 +386,30 @@ def test_latency_counts_evaluations_and_writes_its_table(tmp_path, monkeypatch):
 
 
 # =============================================================================================================== grasp
+
+def test_choices_of_the_latent(tiny):
+    args, state, batch = tiny()
+    s, key = batch["observations"][:1], jax.random.key(1)
+    found = grasp.choices(lps, args)
+
+    @jax.jit
+    def run(state):
+        chunks = {choice: act(state, s, key) for choice, (act, _) in found.items()}
+        values = {choice: q_of(state, s, a).min() for choice, a in chunks.items()}
+        z = lps.sphere(jax.random.normal(jax.random.key(0), (100, 4)))
+        random = lps.decode(args, state["policy"], s.repeat(100, axis=0), z)
+        unusual = grasp.unusual(lps, args, state, 100, s, jnp.ones(4))
+        return chunks, values, lps.act(args, state, s, key), random, unusual
+
+    chunks, values, acted, random, (distance, usual) = run(state)
+    np.testing.assert_array_equal(chunks["as trained"], acted)
+    assert all(a.shape == (1, 4) and jnp.abs(a).max() <= 1 for a in chunks.values())
+    assert values["best of l(s) and 31 latents"] >= values["as trained"]
+    assert found["two steps"][1].decode_steps == 2 and jnp.abs(chunks["two steps"] - acted).max() > 1e-3
+    mean = np.mean(random, axis=0)
+    assert distance == pytest.approx(np.linalg.norm(1 - mean), rel=1e-4)
+    assert usual == pytest.approx(np.percentile(np.linalg.norm(random - mean, axis=1), 99.9), rel=1e-4)
+
 
 def test_grasps_are_found_in_observations(tmp_path):
     """One that holds, 1 cm beside the centre, one that does not, and a hand that closes where no cube is."""

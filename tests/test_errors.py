@@ -182,7 +182,8 @@ def test_no_dataset_and_no_network(tmp_path, monkeypatch):
     ("--resume --run-dir run --gamma 0.5 --seed 3", "another seed, gamma"),
     ("--resume --run-dir run --env-id toy_envs:Silent-v0", "another env_id"),
     ("--resume --run-dir run --actor-hidden-dims 9 9", "another actor_hidden_dims"),
-    ("--resume --run-dir run --flow-steps 3", "another flow_steps")])
+    ("--resume --run-dir run --flow-steps 3", "another flow_steps"),
+    ("--eval-only --run-dir run --num-seeds 4", "another num_seeds")])
 def test_resuming_what_cannot_be_resumed(folder, monkeypatch, flags, told):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["flow_bc.py", *flags.split()])

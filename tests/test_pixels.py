@@ -54,7 +54,7 @@ def test_encoder(size):
 
 @pytest.mark.parametrize("name, encoded, differentiated", [
     ("lps", 6, 3),  # (policy, s), (policy, s'), (critic, s), (target, s'), (latent actor, s), (latent actor, s')
-    ("dsrl", 7, 4), ("gfp", 7, 3), ("cfgrl", 5, 3)])
+    ("mf_bon", 4, 2), ("dsrl", 7, 4), ("gfp", 7, 3), ("cfgrl", 5, 3), ("ifql", 5, 3)])
 def test_each_network_encodes_each_observation_once(name, encoded, differentiated):
     """An encoder has 9 convolutions; backwards there are 9 for its weights and 8 for what lies between them. A compiled
     update has these and no more: no jvp, Euler step or second look at the same observation adds any."""
