@@ -10,7 +10,8 @@ from carry import ROOT
 
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmark/results"
-PAGES = ["README.md", "benchmark/README.md", "benchmark/results/README.md", "tests/README.md"]
+PAGES = ["README.md", "benchmark/README.md", "benchmark/results/README.md", "benchmark/results/slips/README.md",
+         "tests/README.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, "benchmark/results/notebook.md"])
