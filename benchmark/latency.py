@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -68,7 +68,7 @@ def device_name():
 def measure(method, calls):
     name, *flags = method.split()
     script = import_module(name)
-    args = tyro.cli(script.Args, args=flags, default=script.Args(action_dim=5))
+    args = replace(tyro.cli(script.Args, args=flags), action_dim=5)
     state = script.init(args, jax.random.key(0), OBSERVATION)
     counts, took = count_evaluations(script, args, state), time_calls(script, args, state, calls)
     least, median, late = (round(np.percentile(took, share)) for share in (0, 50, 99))
