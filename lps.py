@@ -12,7 +12,7 @@ gradient through f, and stays on the sphere, the only place where f has learned 
     actor    max_l  E Q(s, clip f(s, l(s), 1, 1)), which moves l alone       improves
 
     diff mf_bc.py lps.py    # what is added to imitation: a critic, and an actor that chooses the latent
-    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, and so in y
+    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, in acting and in y
     diff dsrl.py lps.py     # the actor learns from a critic of latents, y with mean_k; from Q's gradient, y with min_k
 """
 

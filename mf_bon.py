@@ -11,7 +11,7 @@ one-step policy cost about as much as one chunk of a flow in ten steps.
     critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m max_i min_k Qbar_k(s', a'_i)
     acting   argmax_i min_k Q_k(s, a_i),  a_i = f(s, z_i, 1, 1)              improves
 
-    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, and so in y
+    diff lps.py mf_bon.py   # the same policy: a gradient finds the latent, or a search, in acting and in y
 """
 
 import json
