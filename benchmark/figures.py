@@ -28,7 +28,7 @@ STYLE = {"font.size": 14, "axes.titlesize": 16, "axes.spines.top": False, "axes.
          "svg.hashsalt": "report"}  # with the salt the same runs make the same .svg
 PALE = "#7F7F7F"  # of published curves, thinner than ours
 BOTTOM, TOP = -0.03, 1.03  # of a panel
-ENOUGH = 5  # seeds for an interval in a figure
+ENOUGH = 6  # seeds for an interval in a figure; of fewer, every one is shown
 
 
 def interval(values):
@@ -82,7 +82,7 @@ def draw_dots(axis, x, y, colour):
 
 
 def draw_line(axis, curve, method):
-    """The mean of {x: successes}, and each seed's, or from five seeds on the mean's interval."""
+    """The mean of {x: successes}, and each seed's, or from six seeds on the mean's interval."""
     colour, style, _ = look(method)
     means = [np.mean(values) for values in curve.values()]
     axis.plot(list(curve), means, color=colour, ls=style, lw=2.5)

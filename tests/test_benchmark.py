@@ -353,7 +353,7 @@ def test_report_figures_can_be_read_and_claim_no_interval_of_few_seeds(tmp_path,
         drawn[path.stem] = figure
 
     monkeypatch.setattr(figures, "save", keep)
-    for name, seeds in (("few", 4), ("enough", 5)):
+    for name, seeds in (("few", 5), ("enough", 6)):
         make_run(tmp_path / name / "lps", dict(script="lps"), np.linspace(0.1, 0.9, seeds).tolist())
         make_run(tmp_path / name / "normal", dict(script="ablations", latent="normal"), np.zeros(seeds).tolist())
         report.main(report.Args((tmp_path / name,), tmp_path / f"{name}.png"))
