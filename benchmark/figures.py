@@ -57,7 +57,7 @@ def name_method(method):
 
 def look(method):
     if method not in LOOKS:
-        LOOKS[method] = LOOKS[method.split()[0]][0], "-", "pHd<>8"[len(LOOKS) % 6]  # its script's colour
+        LOOKS[method] = LOOKS[method.split()[0]][0], (0, (6, 1, 1, 1)), "pHd<>8"[len(LOOKS) % 6]  # its script's colour
     return LOOKS[method]
 
 
@@ -77,8 +77,9 @@ def make_panels(rows, height):
     return figure, dict(zip(tasks, axes.flat))
 
 
-def draw_dots(axis, x, y, colour):
-    axis.plot(x, y, "o", color=colour, ms=6, mec="white", mew=0.5, alpha=0.8, clip_on=False)
+def draw_dots(axis, x, y, method):
+    colour, _, marker = look(method)
+    axis.plot(x, y, marker, color=colour, ms=7, mec="white", mew=0.5, alpha=0.8, clip_on=False)
 
 
 def draw_line(axis, curve, method):
@@ -88,7 +89,7 @@ def draw_line(axis, curve, method):
     axis.plot(list(curve), means, color=colour, ls=style, lw=2.5)
     for x, values in curve.items():
         if len(values) < ENOUGH:
-            draw_dots(axis, len(values) * [x], values, colour)
+            draw_dots(axis, len(values) * [x], values, method)
     if all(len(values) >= ENOUGH for values in curve.values()):
         axis.fill_between(list(curve), *zip(*map(interval, curve.values())), color=colour, alpha=0.15, lw=0)
     put_label(axis, max(curve), means[-1], name_method(method), colour)
@@ -200,7 +201,7 @@ def draw_bars(rows, label, caption, path):
         colour = look(row["method"])[0]
         axis.barh(y, row["success"], 0.6, color=colour, alpha=0.4)
         if len(ends) < ENOUGH:
-            draw_dots(axis, ends, len(ends) * [y], colour)
+            draw_dots(axis, ends, len(ends) * [y], row["method"])
         else:
             axis.plot((row["95% from"], row["95% to"]), (y, y), color="black")
         axis.text(1.03, y, f"{row['success']:.2f}", va="center", transform=axis.get_yaxis_transform())
