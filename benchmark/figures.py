@@ -57,7 +57,7 @@ def name_method(method):
 
 def look(method):
     if method not in LOOKS:
-        LOOKS[method] = LOOKS[method.split()[0]][0], (0, (6, 1, 1, 1)), "pHd<>8"[len(LOOKS) % 6]  # its script's colour
+        LOOKS[method] = LOOKS[method.split()[0]][0], (0, (6, 1, 1, 1)), "pdDs"[len(LOOKS) % 4]  # its script's colour
     return LOOKS[method]
 
 
@@ -77,7 +77,7 @@ def make_panels(rows, height):
     return figure, dict(zip(tasks, axes.flat))
 
 
-def draw_dots(axis, x, y, method):
+def draw_seeds(axis, x, y, method):
     colour, _, marker = look(method)
     axis.plot(x, y, marker, color=colour, ms=7, mec="white", mew=0.5, alpha=0.8, clip_on=False)
 
@@ -89,7 +89,7 @@ def draw_line(axis, curve, method):
     axis.plot(list(curve), means, color=colour, ls=style, lw=2.5)
     for x, values in curve.items():
         if len(values) < ENOUGH:
-            draw_dots(axis, len(values) * [x], values, method)
+            draw_seeds(axis, len(values) * [x], values, method)
     if all(len(values) >= ENOUGH for values in curve.values()):
         axis.fill_between(list(curve), *zip(*map(interval, curve.values())), color=colour, alpha=0.15, lw=0)
     put_label(axis, max(curve), means[-1], name_method(method), colour)
@@ -152,7 +152,7 @@ def draw_curves(rows, caption, path):
                 told["curves"] = "Thin grey: other groups' published runs of this task."
         for i, row in enumerate(here):
             beside = 0
-            if min(row["seeds"]) < ENOUGH:  # then the dots of two methods do not hide each other
+            if min(row["seeds"]) < ENOUGH:  # then the marks of two methods do not hide each other
                 beside = 0.005 * end * (i - (len(here) - 1) / 2)
             draw_line(axis, {x + beside: values for x, values in row["curve"].items()}, row["method"])
             if row["final"] is not None:
@@ -201,7 +201,7 @@ def draw_bars(rows, label, caption, path):
         colour = look(row["method"])[0]
         axis.barh(y, row["success"], 0.6, color=colour, alpha=0.4)
         if len(ends) < ENOUGH:
-            draw_dots(axis, ends, len(ends) * [y], row["method"])
+            draw_seeds(axis, ends, len(ends) * [y], row["method"])
         else:
             axis.plot((row["95% from"], row["95% to"]), (y, y), color="black")
         axis.text(1.03, y, f"{row['success']:.2f}", va="center", transform=axis.get_yaxis_transform())

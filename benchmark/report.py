@@ -266,7 +266,7 @@ def tell_n(rows, mean_is, interval_is):
     if max(seeds) > 1:
         words += f"; {mean_is}"
     if min(seeds) < ENOUGH:
-        words += "; a dot is one seed"
+        words += "; a mark is one seed"
     if max(seeds) >= ENOUGH:
         words += f"; {interval_is}, from {ENOUGH} seeds on"
     return f"{words}. Data: {text(union(rows, 'data'))}."
