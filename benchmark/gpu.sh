@@ -53,9 +53,10 @@ case $1 in
     echo "nothing is left" ;;
   devices)
     for platform in ${PLATFORMS:-cpu cuda}; do
-      [ -d "$out/devices/$platform" ] && continue
+      run_dir=$out/devices/$platform again=()
+      if [ -f "$run_dir/args.json" ]; then again=(--resume); fi
       JAX_PLATFORMS=$platform python lps.py --dataset-dir "$out/data" --total-steps "${STEPS:-2000}" --log-interval 10 \
-        --eval-episodes 0 --run-dir "$out/devices/$platform"
+        --eval-episodes 0 --run-dir "$run_dir" "${again[@]}"
     done
     echo "nothing is left" ;;
   curves)
