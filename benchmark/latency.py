@@ -29,7 +29,7 @@ OBSERVATION = np.zeros((1, 28), np.float32)
 
 @dataclass
 class Args:
-    scripts: tuple[str, ...] = (*SCRIPTS, "lps --decode-steps 2")  # which, with their flags
+    scripts: tuple[str, ...] = (*SCRIPTS, "lps --decode-steps 2", "lps --decode-steps 4")  # which, with their flags
     calls: int = 2000  # calls to time, after 100 to warm up
     out: Path = Path(__file__).parent / "results/latency.csv"  # the csv to write
 
