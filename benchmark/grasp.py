@@ -3,7 +3,7 @@
     python benchmark/grasp.py runs/slips/*/lps/seed0 runs/slips/*/mf_bon/seed0 --out grasp.csv
     python benchmark/grasp.py --data runs/data-200/cube-single-play-v0.npz       # the experts' grasps, from the data
 
-For runs on cube-single, from states. The policy of an lps run is played as it is, and with other choices of the latent.
+For runs on cube-single, from states. An lps or mf_bon run is also played with other choices of the latent.
 """
 
 import json
@@ -21,6 +21,7 @@ from flax.serialization import from_state_dict, msgpack_restore
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where the scripts lie
 import lps
+import mf_bon
 from benchmark import ablations
 from benchmark.latency import write_table
 from benchmark.report import read_method
@@ -90,6 +91,9 @@ def choices(script, args):
         found["a random latent"] = random, args
         found["best of 32 latents"] = partial(best_of_32, False), args
         found["best of l(s) and 31 latents"] = partial(best_of_32, True), args
+    if script is mf_bon:
+        for n, choice in (1, "a random latent"), (8, "best of 8 latents"), (128, "best of 128 latents"):
+            found[choice] = partial(script.act, replace(args, num_samples=n)), args
     return found
 
 

@@ -410,6 +410,15 @@ def test_choices_of_the_latent(tiny):
     assert usual == pytest.approx(np.percentile(np.linalg.norm(random - mean, axis=1), 99.9), rel=1e-4)
 
 
+def test_a_wider_search_finds_what_the_critics_value_more(tiny):
+    _, state, batch = tiny()
+    s, found, means = batch["observations"], grasp.choices(mf_bon, mf_bon.Args(action_dim=2, horizon=2)), []
+    for choice in ("a random latent", "best of 8 latents", "as trained", "best of 128 latents"):
+        act, _ = found[choice]
+        means.append(np.mean(q_of(state, s, act(state, s, jax.random.key(1))).min(axis=0)))
+    assert len(found) == 4 and (np.diff(means) > 0).all()
+
+
 def test_grasps_are_found_in_observations(tmp_path):
     """One that holds, 1 cm beside the centre, one that does not, and a hand that closes where no cube is."""
     s = np.zeros((200, 28))
