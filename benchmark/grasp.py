@@ -1,4 +1,5 @@
-"""How policies grasp: the share of first grasps that hold, where the hand closes, and how unusual the chunk is.
+"""How policies grasp: the share of first grasps that hold, where the hand closes, and of the chunk that closes it how
+unusual it is, what the critics promise of it, and what is got.
 
     python benchmark/grasp.py runs/slips/*/lps/seed0 runs/slips/*/mf_bon/seed0 --out grasp.csv
     python benchmark/grasp.py --data runs/data-200/cube-single-play-v0.npz       # the experts' grasps, from the data
@@ -98,21 +99,22 @@ def choices(script, args):
 
 
 def play(script, args, policy, seed):
-    """An episode's observations, the observations before each chunk and the chunks, and whether it was solved."""
+    """An episode's observations, those before each chunk, the chunks, the rewards, and whether it was solved."""
     env, key = script.make_env(args).env, jax.random.key(seed)  # without Chunks: every step is seen
     stacked, _ = env.reset(seed=seed)
-    seen, before, chunks, done = [stacked[-1]], [], [], False
+    seen, before, chunks, rewards, done = [stacked[-1]], [], [], [], False
     while not done:
         key, act_key = jax.random.split(key)
         before.append(script.stack(stacked[None]))
         chunks.append(np.asarray(policy(before[-1], act_key))[0])
         for action in chunks[-1].reshape(args.horizon, -1):
-            stacked, _, terminated, truncated, info = env.step(action)
+            stacked, reward, terminated, truncated, info = env.step(action)
             seen.append(stacked[-1])
+            rewards.append(reward)
             if done := terminated or truncated:
                 break
     env.close()
-    return np.array(seen), before, chunks, info["success"]
+    return np.array(seen), before, chunks, np.array(rewards), info["success"]
 
 
 def unusual(script, args, state, n, s, a):
@@ -135,20 +137,25 @@ def summary(found):
 def rows_of(args, run_dir):
     method, script, own, state = load(run_dir)
     for choice, (act, decoding) in choices(script, own).items():
-        policy, first, odd, solved = jax.jit(partial(act, state)), [], [], []
+        policy, first, odd, worth, solved = jax.jit(partial(act, state)), [], [], [], []
         judge = jax.jit(partial(unusual, script, decoding, state, args.latents))
         for seed in range(args.episodes):
-            s, before, chunks, success = play(script, own, policy, seed)
+            s, before, chunks, rewards, success = play(script, own, policy, seed)
             solved.append(success)
             if found := grasps(s):
                 first.append(found[0])
                 i = (found[0][0] - 1) // own.horizon
+                after = rewards[i * own.horizon :]
                 if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
                     odd.append(judge(before[i], chunks[i]))
+                if "critic" in state:
+                    q = state["critic"].apply_fn(state["critic"].params, before[i], chunks[i][None]).mean()
+                    worth.append((q, after @ own.gamma ** np.arange(len(after))))
         distance, usual = np.mean(np.array(odd or [(np.nan, np.nan)], float), axis=0)
+        promised, got = np.mean(np.array(worth or [(np.nan, np.nan)], float), axis=0)
         yield {"run": f"{method}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
                "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
-               "one latent in 1,000": usual}
+               "one latent in 1,000": usual, "promised": promised, "got": got}
 
 
 def main(args):
