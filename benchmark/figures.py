@@ -22,7 +22,9 @@ LOOKS = {"lps": ("#D55E00", "-", "o"), "mf_bon": ("#D55E00", (0, (3, 1)), ">"), 
          "lps --latent truncated-normal": ("#3A8FC7", "--", "s"), "lps --latent normal": ("#3A8FC7", ":", "D"),
          "lps --base flow": ("#6A3D9A", "--", "^"), "lps --base flow --flow-steps 1": ("#6A3D9A", ":", "v"),
          "lps --predict velocity": ("#6B3E1D", "-.", "*"), "lps --clip False": ("#1F6F78", ":", "s"),
-         "lps --decode-steps 2": ("#6A3D9A", "-", "p"), "lps --decode-steps 4": ("#6A3D9A", "-.", "d")}
+         "lps --decode-steps 2": ("#6A3D9A", "-", "p"), "lps --decode-steps 4": ("#6A3D9A", "-.", "d"),
+         "mf_bon --num-samples-target 1": ("#A87900", "-.", "<"),
+         "mf_bon --num-samples-target 16": ("#A87900", (0, (1, 1)), "v")}
 NAMES = {"lps": "LPS", "mf_bon": "MF-BoN", "dsrl": "DSRL", "qc_fql": "QC-FQL", "qc_mfql": "QC-MFQL", "gfp": "GFP",
          "cfgrl": "CFGRL", "ifql": "IFQL", "flow_bc": "Flow-BC", "mf_bc": "MF-BC"}
 STYLE = {"font.size": 14, "axes.titlesize": 16, "axes.spines.top": False, "axes.spines.right": False,

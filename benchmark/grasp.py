@@ -71,30 +71,45 @@ def choices(script, args):
     def decode(state, s, z):
         return jnp.clip(script.decode(args, state["policy"], s, z), -1, 1)
 
+    def random_latents(n, key):
+        return lps.sphere(jax.random.normal(key, (n, args.horizon * args.action_dim)))
+
     def random(state, s, key):
-        return decode(state, s, script.sphere(jax.random.normal(key, (len(s), args.horizon * args.action_dim))))
+        return decode(state, s, random_latents(len(s), key))
+
+    def climbed(state, s, key):
+        """By the mean of both critics, in 100 small steps on the sphere from a random latent."""
+        def q(z):
+            return state["critic"].apply_fn(state["critic"].params, s, decode(state, s, z)).mean(axis=0).sum()
+
+        def step(_, z):
+            return lps.sphere(z + 0.05 * lps.sphere(jax.grad(q)(z)))
+
+        return decode(state, s, jax.lax.fori_loop(0, 100, step, random_latents(len(s), key)))
 
     def best_of_32(own, state, s, key):
         """By min_k Q_k, of random latents, one of which the actor's takes the place of."""
-        z = script.sphere(jax.random.normal(key, (32, args.horizon * args.action_dim)))
+        z = random_latents(32, key)
         if own:
             actor = state["latent_actor"]
-            z = z.at[0].set(script.sphere(actor.apply_fn(actor.params, s))[0])
+            z = z.at[0].set(lps.sphere(actor.apply_fn(actor.params, s))[0])
         s = jnp.repeat(s, 32, axis=0)
         a = decode(state, s, z)
         return a[state["critic"].apply_fn(state["critic"].params, s, a).min(axis=0).argmax()][None]
 
     found = {"as trained": (partial(script.act, args), args)}
+    if script in (lps, mf_bon):
+        found["a random latent"] = random, args
+        found["a latent climbed to"] = climbed, args
     if script is lps:
         two = replace(args, decode_steps=2)
         if args.decode_steps == 1:
             found["two steps"] = partial(script.act, two), two
-        found["a random latent"] = random, args
         found["best of 32 latents"] = partial(best_of_32, False), args
         found["best of l(s) and 31 latents"] = partial(best_of_32, True), args
     if script is mf_bon:
-        for n, choice in (1, "a random latent"), (8, "best of 8 latents"), (128, "best of 128 latents"):
-            found[choice] = partial(script.act, replace(args, num_samples=n)), args
+        for n in 8, 128:
+            found[f"best of {n} latents"] = partial(script.act, replace(args, num_samples=n)), args
     return found
 
 

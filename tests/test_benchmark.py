@@ -410,13 +410,30 @@ def test_choices_of_the_latent(tiny):
     assert usual == pytest.approx(np.percentile(np.linalg.norm(random - mean, axis=1), 99.9), rel=1e-4)
 
 
-def test_a_wider_search_finds_what_the_critics_value_more(tiny):
+def test_searching_wider_and_climbing_find_what_the_critics_value_more(tiny):
     _, state, batch = tiny()
-    s, found, means = batch["observations"], grasp.choices(mf_bon, mf_bon.Args(action_dim=2, horizon=2)), []
-    for choice in ("a random latent", "best of 8 latents", "as trained", "best of 128 latents"):
-        act, _ = found[choice]
-        means.append(np.mean(q_of(state, s, act(state, s, jax.random.key(1))).min(axis=0)))
-    assert len(found) == 4 and (np.diff(means) > 0).all()
+    state["policy"] = state["policy"].replace(params=jax.tree.map(lambda x: x / 3, state["policy"].params))  # unclipped
+    s, found, values = batch["observations"], grasp.choices(mf_bon, mf_bon.Args(action_dim=2, horizon=2)), {}
+    for choice, (act, _) in found.items():
+        values[choice] = jax.jit(lambda s, act=act: q_of(state, s, act(state, s, jax.random.key(1))))(s)
+    searched = [values[choice].min(axis=0).mean()
+                for choice in ("a random latent", "best of 8 latents", "as trained", "best of 128 latents")]
+    assert (np.diff(searched) > 0).all()
+    gained = (values["a latent climbed to"] - values["a random latent"]).mean(axis=0)
+    assert (gained > -1e-3).all() and gained.mean() > 0.01
+
+
+def test_what_the_critics_promise_of_a_grasp_and_what_is_got(tiny, monkeypatch):
+    """The sixth chunk of two steps closes the hand, and in the first step after it the task is solved."""
+    args, state, batch = tiny()
+    seen, before, chunks = np.zeros((14, 28)), batch["observations"][:, None], batch["actions"]
+    seen[11:, grasp.OPENING] = grasp.CLOSED
+    rewards = np.array([-5.0] * 10 + [-1, -1, 0])
+    monkeypatch.setattr(grasp, "load", lambda run_dir: ("lps", lps, args, state))
+    monkeypatch.setattr(grasp, "play", lambda *_: (seen, before, chunks, rewards, True))
+    row = next(grasp.rows_of(grasp.Args(episodes=1, latents=10), None))
+    assert row["promised"] == pytest.approx(float(q_of(state, before[5], chunks[5:6]).mean()), rel=1e-5)
+    assert row["got"] == pytest.approx(-1.99)
 
 
 def test_grasps_are_found_in_observations(tmp_path):
