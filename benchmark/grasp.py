@@ -66,13 +66,18 @@ def load(run_dir):
     return read_method(record), script, args, ablations.averaged(jax.tree.map(lambda x: x[0], states))
 
 
+def q_of(state, s, a):
+    """Q_k(s, a), a line for each of the critics."""
+    return state["critic"].apply_fn(state["critic"].params, s, a)
+
+
 def choices(script, args):
     """{how the chunk is chosen: (a function like act, the arguments with which latents become chunks)}."""
     def decode(state, s, z):
         return jnp.clip(script.decode(args, state["policy"], s, z), -1, 1)
 
     def random_latents(n, key):
-        return lps.sphere(jax.random.normal(key, (n, args.horizon * args.action_dim)))
+        return script.sphere(jax.random.normal(key, (n, args.horizon * args.action_dim)))
 
     def random(state, s, key):
         return decode(state, s, random_latents(len(s), key))
@@ -80,10 +85,10 @@ def choices(script, args):
     def climbed(state, s, key):
         """By the mean of both critics, in 100 small steps on the sphere from a random latent."""
         def q(z):
-            return state["critic"].apply_fn(state["critic"].params, s, decode(state, s, z)).mean(axis=0).sum()
+            return q_of(state, s, decode(state, s, z)).mean(axis=0).sum()  # the rows of s do not meet
 
         def step(_, z):
-            return lps.sphere(z + 0.05 * lps.sphere(jax.grad(q)(z)))
+            return script.sphere(z + 0.05 * script.sphere(jax.grad(q)(z)))
 
         return decode(state, s, jax.lax.fori_loop(0, 100, step, random_latents(len(s), key)))
 
@@ -92,10 +97,10 @@ def choices(script, args):
         z = random_latents(32, key)
         if own:
             actor = state["latent_actor"]
-            z = z.at[0].set(lps.sphere(actor.apply_fn(actor.params, s))[0])
+            z = z.at[0].set(script.sphere(actor.apply_fn(actor.params, s))[0])
         s = jnp.repeat(s, 32, axis=0)
         a = decode(state, s, z)
-        return a[state["critic"].apply_fn(state["critic"].params, s, a).min(axis=0).argmax()][None]
+        return a[q_of(state, s, a).min(axis=0).argmax()][None]
 
     found = {"as trained": (partial(script.act, args), args)}
     if script in (lps, mf_bon):
@@ -149,6 +154,11 @@ def summary(found):
             "beyond 1 cm": np.mean(apart > 1) if found else np.nan}
 
 
+def means(pairs):
+    """Of the first and of the second numbers; nan if there are none."""
+    return np.mean(np.array(pairs or [(np.nan, np.nan)], float), axis=0)
+
+
 def rows_of(args, run_dir):
     method, script, own, state = load(run_dir)
     for choice, (act, decoding) in choices(script, own).items():
@@ -160,14 +170,13 @@ def rows_of(args, run_dir):
             if found := grasps(s):
                 first.append(found[0])
                 i = (found[0][0] - 1) // own.horizon
-                after = rewards[i * own.horizon :]
                 if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
                     odd.append(judge(before[i], chunks[i]))
                 if "critic" in state:
-                    q = state["critic"].apply_fn(state["critic"].params, before[i], chunks[i][None]).mean()
-                    worth.append((q, after @ own.gamma ** np.arange(len(after))))
-        distance, usual = np.mean(np.array(odd or [(np.nan, np.nan)], float), axis=0)
-        promised, got = np.mean(np.array(worth or [(np.nan, np.nan)], float), axis=0)
+                    after = rewards[i * own.horizon :]
+                    discounted = after @ own.gamma ** np.arange(len(after))
+                    worth.append((q_of(state, before[i], chunks[i][None]).mean(), discounted))
+        (distance, usual), (promised, got) = means(odd), means(worth)
         yield {"run": f"{method}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
                "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
                "one latent in 1,000": usual, "promised": promised, "got": got}

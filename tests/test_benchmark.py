@@ -412,10 +412,11 @@ def test_choices_of_the_latent(tiny):
 
 def test_searching_wider_and_climbing_find_what_the_critics_value_more(tiny):
     _, state, batch = tiny()
-    state["policy"] = state["policy"].replace(params=jax.tree.map(lambda x: x / 3, state["policy"].params))  # unclipped
+    policy = state["policy"]
+    state["policy"] = policy.replace(params=jax.tree.map(lambda x: x / 3, policy.params))  # so that not all is clipped
     s, found, values = batch["observations"], grasp.choices(mf_bon, mf_bon.Args(action_dim=2, horizon=2)), {}
     for choice, (act, _) in found.items():
-        values[choice] = jax.jit(lambda s, act=act: q_of(state, s, act(state, s, jax.random.key(1))))(s)
+        values[choice] = q_of(state, s, jax.jit(act)(state, s, jax.random.key(1)))
     searched = [values[choice].min(axis=0).mean()
                 for choice in ("a random latent", "best of 8 latents", "as trained", "best of 128 latents")]
     assert (np.diff(searched) > 0).all()
