@@ -38,6 +38,7 @@ class Args:
     out: Path = Path("runs")  # where the runs of all experiments lie
     jobs: int | None = None  # processes at once, each on its share of the cores (default: one per core); 1 with a GPU
     seeds_per_process: int = 1  # seeds trained together in one process; with a GPU, as many as there are
+    bfloat16: bool = False  # through bfloat16.py: twice as fast on CPUs that are made for it
     dry_run: bool = False  # list the runs and how far they are, and run nothing
     slurm: bool = False  # hand the runs to SLURM as a job array, one process a job, and return
     slurm_partition: str | None = None  # where they queue (default: the cluster's)
@@ -57,6 +58,7 @@ class Run:
     script: Path
     settings: dict  # such as {"alpha": 3, "actor-hidden-dims": [8, 8], "track": true}
     seeds: range
+    bfloat16: bool = False
 
     @property
     def log(self):
@@ -71,7 +73,8 @@ class Run:
             else:
                 flags += [f"--{name}", *map(str, x if isinstance(x, list) else [x])]
         again = ["--resume"] if (self.run_dir / "args.json").exists() else []
-        return [sys.executable, str(self.script), *flags, "--run-dir", str(self.run_dir), *again]
+        through = [str(ROOT / "benchmark/bfloat16.py")] if self.bfloat16 else []
+        return [sys.executable, *through, str(self.script), *flags, "--run-dir", str(self.run_dir), *again]
 
     def step(self, name):
         """The last update in train.csv or eval.csv, 0 without one."""
@@ -97,6 +100,8 @@ class Run:
         record = json.loads(path.read_text()) if path.exists() else {}
         differ = [f"--{name} was {record[name.replace('-', '_')]} and is {x}" for name, x in self.settings.items()
                   if record and name not in MAY_CHANGE and record.get(name.replace("-", "_")) != x]
+        if record and ("products" in record) != self.bfloat16:
+            differ.append(f"--bfloat16 was {not self.bfloat16} and is {self.bfloat16}")
         if differ:
             raise SystemExit(f"{self.run_dir} holds another run: {', '.join(differ)}: choose another --out")
 
@@ -140,7 +145,7 @@ def read_experiment(args):
                     raise SystemExit(f"{path}: total-steps must be given, in [flags] or for each run")
                 which = {"env-id": task, "seed": first, "num-seeds": len(seeds)}
                 runs.append(Run(args.out / path.stem / task.replace("/", "_") / name / f"seed{first}", script,
-                                which | content["flags"] | settings, seeds))
+                                which | content["flags"] | settings, seeds, args.bfloat16))
     return path.stem, runs
 
 

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 
 import lps
 import mf_bon
-from benchmark import ablations, collect, figures, grasp, latency, report, sweep, throughput, toy
+from benchmark import ablations, bfloat16, collect, figures, grasp, latency, report, sweep, throughput, toy
 
 RESULTS = Path(report.__file__).parent / "results"
 CUBE = "cube-single-play-singletask-v0"
@@ -108,6 +108,48 @@ def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     for run in found:
         module = ablations if run.script.stem == "ablations" else __import__(run.script.stem)
         assert {key.replace("-", "_") for key in run.settings} <= {*vars(module.Args())}
+
+
+# ============================================================================================================ bfloat16
+
+def test_bfloat16_rounds_the_factors_and_nothing_else():
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 40)).astype(np.float32)
+    how = dict(dimension_numbers=(((1,), (0,)), ((), ())), precision=None, out_sharding=None)
+    rounded = [z.astype(jnp.bfloat16).astype(np.float64) for z in (x, y)]
+    z = jax.jit(partial(bfloat16.product, preferred_element_type=None, **how))(x, y)
+    assert z.dtype == np.float32
+    np.testing.assert_allclose(z, rounded[0] @ rounded[1], atol=1e-5)
+    assert np.abs(z - x @ y).max() > 1e-3
+
+
+def test_a_sweep_through_bfloat16_trains_nearly_alike_and_is_not_mixed_with_another(tmp_path):
+    save_data(tmp_path / "data.npz")
+    experiment, runs = tmp_path / "tiny.toml", {}
+    experiment.write_text(f"""
+        seeds = 1
+        tasks = ["Pendulum-v1"]
+        runs = [{{ script = "lps" }}]
+        [flags]
+        dataset-path = "{tmp_path}/data.npz"
+        actor-hidden-dims = [32]
+        critic-hidden-dims = [32]
+        total-steps = 20
+        eval-episodes = 0
+        """)
+
+    def run_sweep(out, *flags):
+        return subprocess.run([sys.executable, sweep.__file__, experiment, "--out", tmp_path / out, *flags],
+                              capture_output=True, text=True)
+
+    for out, flags in (("float32", []), ("bfloat16", ["--bfloat16"])):
+        assert run_sweep(out, *flags).returncode == 0
+        run_dir = tmp_path / out / "tiny/Pendulum-v1/lps/seed0"
+        assert json.loads((run_dir / "args.json").read_text()).get("products", "float32") == out
+        runs[out] = {name: float(x) for name, x in read_csv(run_dir / "train.csv")[0].items() if "per" not in name}
+    assert runs["float32"] != runs["bfloat16"]
+    np.testing.assert_allclose([*runs["bfloat16"].values()], [*runs["float32"].values()], rtol=0.02, atol=1e-3)
+    refused = run_sweep("bfloat16")
+    assert refused.returncode and "--bfloat16 was True and is False" in refused.stderr
 
 
 # =========================================================================================================== ablations
