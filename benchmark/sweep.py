@@ -38,7 +38,7 @@ class Args:
     out: Path = Path("runs")  # where the runs of all experiments lie
     jobs: int | None = None  # processes at once, each on its share of the cores (default: one per core); 1 with a GPU
     seeds_per_process: int = 1  # seeds trained together in one process; with a GPU, as many as there are
-    bfloat16: bool = False  # through bfloat16.py: twice as fast on CPUs that are made for it
+    bfloat16: bool = False  # through bfloat16.py: faster on CPUs that are made for it
     dry_run: bool = False  # list the runs and how far they are, and run nothing
     slurm: bool = False  # hand the runs to SLURM as a job array, one process a job, and return
     slurm_partition: str | None = None  # where they queue (default: the cluster's)

@@ -128,11 +128,10 @@ def test_a_sweep_through_bfloat16_trains_nearly_alike_and_is_not_mixed_with_anot
     experiment.write_text(f"""
         seeds = 1
         tasks = ["Pendulum-v1"]
-        runs = [{{ script = "lps" }}]
+        runs = [{{ script = "mf_bc" }}]
         [flags]
         dataset-path = "{tmp_path}/data.npz"
         actor-hidden-dims = [32]
-        critic-hidden-dims = [32]
         total-steps = 20
         eval-episodes = 0
         """)
@@ -143,7 +142,7 @@ def test_a_sweep_through_bfloat16_trains_nearly_alike_and_is_not_mixed_with_anot
 
     for out, flags in (("float32", []), ("bfloat16", ["--bfloat16"])):
         assert run_sweep(out, *flags).returncode == 0
-        run_dir = tmp_path / out / "tiny/Pendulum-v1/lps/seed0"
+        run_dir = tmp_path / out / "tiny/Pendulum-v1/mf_bc/seed0"
         assert json.loads((run_dir / "args.json").read_text()).get("products", "float32") == out
         runs[out] = {name: float(x) for name, x in read_csv(run_dir / "train.csv")[0].items() if "per" not in name}
     assert runs["float32"] != runs["bfloat16"]
