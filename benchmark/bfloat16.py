@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import tyro
 from jax._src.lax.lax import _dot_general_lower  # how JAX itself hands a product to XLA; there is no public name
@@ -37,6 +38,8 @@ def lower(context, x, y, **how):
 def main():
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
         raise SystemExit("name a script first: python benchmark/bfloat16.py lps.py, and then its flags")
+    if jax.default_backend() != "cpu":
+        raise SystemExit("bfloat16.py is for CPUs; on a GPU or TPU JAX has JAX_DEFAULT_MATMUL_PRECISION")
     path = Path(sys.argv.pop(1))
     sys.path.append(str(path.resolve().parent))
     script = import_module(path.stem)
