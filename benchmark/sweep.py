@@ -58,7 +58,7 @@ class Run:
     script: Path
     settings: dict  # such as {"alpha": 3, "actor-hidden-dims": [8, 8], "track": true}
     seeds: range
-    bfloat16: bool = False
+    bfloat16: bool  # through bfloat16.py
 
     @property
     def log(self):
