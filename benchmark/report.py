@@ -48,6 +48,7 @@ COLUMNS = ("task or domain", "method", "success", "95% from", "95% to", "publish
            "tasks", "updates", "seeds", "episodes", "data", "point of the curve")
 BEHIND = COLUMNS[8:]  # sets that say what stands behind a number
 LOCAL = ", collected locally"
+ROUNDED = ", trained through bfloat16.py"
 REPS = 2000  # of the bootstrap
 
 
@@ -82,12 +83,13 @@ def but_alpha(method):
 
 
 def describe_data(record):
-    """Of older records the dataset holds what is told of it, of newer ones its path."""
+    """And how it was trained on. Of older records the dataset holds what is told of it, of newer ones its path."""
     facts = record["dataset"] if isinstance(record["dataset"], dict) else record
     mark = facts.get("mark", "")
     if facts is record and zipfile.is_zipfile(record["dataset"]):
         mark = zipfile.ZipFile(record["dataset"]).comment.decode(errors="replace")
-    return f"{facts['transitions']:,} transitions" + (LOCAL if "collect.py" in mark else "")
+    words = f"{facts['transitions']:,} transitions" + (LOCAL if "collect.py" in mark else "")
+    return words + (ROUNDED if "products" in record else "")
 
 
 def read_runs(places):

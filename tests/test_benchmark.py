@@ -101,7 +101,7 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
 @pytest.mark.parametrize("name, runs", [("state", 2000), ("visual", 2000), ("ablations", 1000), ("alpha", 288),
                                         ("comparison", 20), ("scaled-down", 60), ("scaled-down-ablations", 5),
                                         ("scaled-down-alpha", 18), ("hundred", 32), ("hundred-baselines", 16),
-                                        ("slips", 35), ("slips-full", 9), ("slips-remedies", 8)])
+                                        ("slips", 35), ("slips-full", 9), ("slips-remedies", 8), ("million", 2)])
 def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     found = sweep.read_experiment(sweep.Args(name))[1]
     assert len(found) == runs == len({run.run_dir for run in found})
@@ -355,7 +355,7 @@ def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
     for task in (CUBE, "cube-single-play-singletask-task1-v0", "scene-play-singletask-v0"):
         folder = tmp_path / task
         make_run(folder / "a", dict(script="lps", alpha=1.0, batch_size=256), [0.6, 0.8], task)
-        make_run(folder / "b", dict(script="lps", seed=2), [1.0], task)
+        make_run(folder / "b", dict(script="lps", seed=2, products="bfloat16"), [1.0], task)
         make_run(folder / "c", dict(script="ablations", latent="normal"), [0.1, 0.2, 0.3], task)
         make_run(folder / "d", dict(algorithm="flow_bc", policy="meanflow", total_steps=30,
                                     dataset=dict(transitions=1000, mark="benchmark/collect.py")), [0.2], task)
@@ -365,6 +365,7 @@ def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
     row = rows[CUBE, "lps"]
     assert [float(row[x]) for x in ("success", "95% from", "95% to")] == pytest.approx([0.8, 0.3032, 1], abs=1e-4)
     assert [row[x] for x in ("updates", "seeds", "episodes", "published")] == ["20", "3", "50", ""]
+    assert row["data"] == "1000 transitions; 1000 transitions, trained through bfloat16.py"
     assert rows["cube-single", "lps"]["published"] == "0.950000"
     assert rows["all state tasks", "lps --latent normal"]["published"] == "0.040000"
     assert float(rows["IQM of 3 task(s)", "lps"]["success"]) == pytest.approx(0.8)
