@@ -83,7 +83,8 @@ def but_alpha(method):
 
 
 def describe_data(record):
-    """And how it was trained on. Of older records the dataset holds what is told of it, of newer ones its path."""
+    """How many transitions, whether collect.py made them, and whether bfloat16.py trained on them. Of older records the
+    dataset holds what is told of it, of newer ones its path."""
     facts = record["dataset"] if isinstance(record["dataset"], dict) else record
     mark = facts.get("mark", "")
     if facts is record and zipfile.is_zipfile(record["dataset"]):
