@@ -26,7 +26,7 @@ import tyro
 from scipy.stats import trim_mean
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts know their defaults
-from benchmark.figures import ENOUGH, LOOKS, STYLE, draw_alpha, draw_bars, draw_curves, interval
+from benchmark.figures import ENOUGH, LOOKS, STYLE, draw_alpha, draw_bars, draw_curves, interval, name_task
 
 SOURCE = "arXiv 2603.05296, 1,000,000 updates on OGBench's own data, means over five tasks a domain, approximate"
 PLACES = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "all visual tasks")
@@ -262,6 +262,16 @@ def markdown(rows):
 
 # ============================================================================================================= Figures
 
+def tell_data(rows):
+    """The data behind a figure; where panels differ in them, with their tasks."""
+    tasks = {}
+    for row in rows:
+        tasks.setdefault(text(row["data"]), {})[name_task(row["task or domain"])] = True
+    if len(tasks) == 1 or len({row["task or domain"] for row in rows}) == 1:
+        return text(union(rows, "data"))
+    return "; ".join(f"{data} ({'; '.join(names)})" for data, names in tasks.items())
+
+
 def tell_n(rows, mean_is, interval_is):
     """What stands behind a figure, for its caption."""
     seeds = union(rows, "seeds")
@@ -272,7 +282,7 @@ def tell_n(rows, mean_is, interval_is):
         words += "; a mark is one seed"
     if max(seeds) >= ENOUGH:
         words += f"; {interval_is}, from {ENOUGH} seeds on"
-    return f"{words}. Data: {text(union(rows, 'data'))}."
+    return f"{words}. Data: {tell_data(rows)}."
 
 
 def tell_updates(rows):

@@ -403,6 +403,11 @@ def test_report_figures_can_be_read_and_claim_no_interval_of_few_seeds(tmp_path,
         assert {"cube-single, default task", "LPS", "LPS, latent normal"} <= {word.get_text() for word in words}
         assert any(f"n = {seeds}, 50 episodes each" in word.get_text() for word in words)
         assert min(word.get_size() for word in words) >= 14
+    make_run(tmp_path / "few/scene", dict(script="lps", products="bfloat16"), [0.5], "scene-play-singletask-task1-v0")
+    report.main(report.Args((tmp_path / "few",), tmp_path / "few.png"))
+    caption = " ".join(word.get_text().replace("\n", " ") for word in drawn["few"].findobj(Text))
+    where = "cube-single, default task", "trained through bfloat16.py (scene, task 1)"
+    assert "1,000 transitions ({}); 1,000 transitions, {}".format(*where) in caption
     assert figures.spread([0.5, 0.0, 0.0, 0.01], 0.1) == pytest.approx([0.5, -0.03, 0.07, 0.17])
 
 
