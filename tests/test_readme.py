@@ -63,3 +63,25 @@ def test_the_results_are_those_of_the_tables_they_come_from():
         expected = [column.get(method.strip("`").removesuffix(".py"), "") for column in columns]
         assert told == [f"{float(x):.2f}" if x else "" for x in expected], method
     assert len(rows) >= 7
+
+
+def test_the_second_table_of_results_is_of_runs_and_of_published_curves():
+    def read(path, **of):
+        """The success of one run, or published mean, after 50,000 and 100,000 updates."""
+        with open(path) as file:
+            rows = [row for row in csv.DictReader(file) if of.items() <= row.items()]
+        at = {row.get("step") or row["updates"]: float(row["success"]) for row in rows}
+        return f"{at['50000']:.2f}, {at['100000']:.2f}"
+
+    table = README[README.index("| | lps.py | mf_bon.py"):].split("\n\n")[0]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    for place, *told in rows:
+        domain, task = re.match(r"(\S+), task (\d)", place).groups()
+        for method, success in zip(head[1:], told):
+            if method.startswith("published "):
+                of = dict(domain=f"{domain} (sparse)", task=task, method=method.removeprefix("published "))
+                assert success == read(ROOT / "benchmark/published_curves.csv", **of), (place, method)
+            else:
+                run = RESULTS / f"hundred/{domain}-play-singletask-task{task}-v0" / method.removesuffix(".py") / "seed0"
+                assert success == (read(run / "eval.csv", seed="0") if run.exists() else ""), (place, method)
+    assert len(rows) >= 4
