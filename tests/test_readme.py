@@ -47,6 +47,10 @@ def test_diffs_are_as_long_as_the_table_says():
     assert len(rows) >= 5
 
 
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
 def test_the_results_are_those_of_the_tables_they_come_from():
     def read(path, task, column="success"):
         with open(RESULTS / path) as file:
@@ -57,8 +61,7 @@ def test_the_results_are_those_of_the_tables_they_come_from():
         read("scaled-down/curves.csv", "cube-single-play-singletask-v0"),
         read("comparison/puzzle-3x3.csv", "puzzle-3x3", "published"),
         read("comparison/puzzle-3x3.csv", "puzzle-3x3-play-singletask-task1-v0")]
-    table = README[README.index("## Results"):].split("\n\n")[2]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    _, _, *rows = cells(README[README.index("## Results"):].split("\n\n")[2])
     for method, *told in rows:
         expected = [column.get(method.strip("`").removesuffix(".py"), "") for column in columns]
         assert told == [f"{float(x):.2f}" if x else "" for x in expected], method
@@ -73,8 +76,7 @@ def test_the_second_table_of_results_is_of_runs_and_of_published_curves():
         at = {row.get("step") or row["updates"]: float(row["success"]) for row in rows}
         return f"{at['50000']:.2f}, {at['100000']:.2f}"
 
-    table = README[README.index("| | lps.py | mf_bon.py"):].split("\n\n")[0]
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    head, _, *rows = cells(README[README.index("| | lps.py | mf_bon.py"):].split("\n\n")[0])
     for place, *told in rows:
         domain, task = re.match(r"(\S+), task (\d)", place).groups()
         for method, success in zip(head[1:], told):
