@@ -266,8 +266,9 @@ def tell_data(rows):
     """The data behind a figure; where panels differ in them, with their tasks."""
     tasks = {}
     for row in rows:
-        tasks.setdefault(text(row["data"]), {})[name_task(row["task or domain"])] = True
-    if len(tasks) == 1 or len({row["task or domain"] for row in rows}) == 1:
+        for data in sorted(row["data"]):
+            tasks.setdefault(data, {})[name_task(row["task or domain"])] = True
+    if len({tuple(names) for names in tasks.values()}) == 1:
         return text(union(rows, "data"))
     return "; ".join(f"{data} ({'; '.join(names)})" for data, names in tasks.items())
 

@@ -373,6 +373,16 @@ def test_report_reads_new_runs_and_old_ones(tmp_path, capsys):
     assert all((tmp_path / f"new/curves{x}").stat().st_size > 5_000 for x in (".png", ".svg", "_aggregate.png"))
 
 
+def test_a_caption_names_the_tasks_of_each_kind_of_data_where_panels_differ():
+    def tell(*data):
+        return report.tell_data([{"task or domain": f"scene-play-singletask-task{i}-v0", "data": x}
+                                 for i, x in enumerate(data, 1)])
+
+    assert tell({"a"}, {"a"}) == "a"
+    assert tell({"a", "b"}, {"a", "b"}) == "a; b"
+    assert tell({"a", "b"}, {"b"}) == "a (scene, task 1); b (scene, task 1; scene, task 2)"
+
+
 def test_report_compares_with_published_curves(tmp_path):
     task = "puzzle-3x3-play-singletask-task1-v0"
     make_run(tmp_path / "early", dict(script="dsrl"), [0.9], task, (60_000, 120_000))  # published at 100,000: 0.528
