@@ -85,9 +85,9 @@ def test_the_second_table_of_results_is_of_runs_and_of_published_curves():
                 of = dict(domain=f"{domain} (sparse)", task=task, method=method.removeprefix("published "))
                 seeds = [read(ROOT / "benchmark/published_curves.csv", **of)]
             else:
-                name = method.replace(".py", "").replace(" --", "_").replace(" ", "-")  # in sweep.py
+                name = method.replace(".py", "").replace(" --", "_").replace(" ", "-")  # of its directory
                 runs = RESULTS / f"hundred/{domain}-play-singletask-task{task}-v0" / name
-                seeds = [read(path) for path in runs.glob("seed*/eval.csv")]
+                seeds = [read(run / "eval.csv", seed=run.name.removeprefix("seed")) for run in runs.glob("seed*")]
             means = ", ".join(f"{mean(at):.2f}" for at in zip(*seeds))
             assert success == means, (place, method)
     assert len(rows) >= 4
