@@ -1,10 +1,12 @@
-"""How policies grasp: the share of first grasps that hold, where the hand closes, and of the chunk that closes it how
+"""How policies act: success, what the critics promise at the start of an episode, and what is got. On cube-single,
+also how they grasp: the share of first grasps that hold, where the hand closes, and of the chunk that closes it how
 unusual it is, what the critics promise of it, and what is got.
 
     python benchmark/grasp.py runs/slips/*/lps/seed0 runs/slips/*/mf_bon/seed0 --out grasp.csv
+    python benchmark/grasp.py runs/hundred/*/lps/seed0 --choices "as trained" "best of 32 latents" --out choices.csv
     python benchmark/grasp.py --data runs/data-200/cube-single-play-v0.npz       # the experts' grasps, from the data
 
-For runs on cube-single, from states. An lps or mf_bon run is also played with other choices of the latent.
+For runs from states. An lps or mf_bon run is also played with other choices of the latent.
 """
 
 import json
@@ -37,6 +39,7 @@ class Args:
     run_dirs: tyro.conf.Positional[tuple[Path, ...]] = ()
     data: Path | None = None  # a dataset of cube-single, whose grasps are measured instead
     episodes: int = 30  # of each policy, reset with the seeds 0, 1, ...
+    choices: tuple[str, ...] = ()  # how the latent is chosen, by the names in the table (default: in every way)
     latents: int = 1000  # random ones, with whose chunks the chunk of a grasp is compared
     out: Path = Path("grasp.csv")
 
@@ -60,7 +63,7 @@ def load(run_dir):
     args = script.Args(**saved)
     ablations.exchange(args if script is ablations else ablations.Args())
     script = lps if script is ablations else script
-    s = jnp.zeros((1, 28))
+    s = script.stack(jnp.zeros((1, *script.make_env(args).observation_space.shape)))
     like = jax.vmap(lambda key: script.init(args, key, s))(jax.random.split(jax.random.key(0), args.num_seeds))
     states = from_state_dict(like, msgpack_restore((run_dir / "checkpoint.msgpack").read_bytes())["states"])
     return read_method(record), script, args, ablations.averaged(jax.tree.map(lambda x: x[0], states))
@@ -130,7 +133,7 @@ def play(script, args, policy, seed):
         for action in chunks[-1].reshape(args.horizon, -1):
             stacked, reward, terminated, truncated, info = env.step(action)
             seen.append(stacked[-1])
-            rewards.append(reward)
+            rewards.append(info["success"] - 1 if args.sparse else reward)
             if done := terminated or truncated:
                 break
     env.close()
@@ -159,27 +162,34 @@ def means(pairs):
     return np.mean(np.array(pairs or [(np.nan, np.nan)], float), axis=0)
 
 
+def worth(own, state, s, a, rewards):
+    """What the critics promise of a chunk: their mean Q. And what is got: the discounted rewards from its first on."""
+    promised = q_of(state, s, a[None]).mean() if "critic" in state else np.nan
+    return promised, rewards @ own.gamma ** np.arange(len(rewards))
+
+
 def rows_of(args, run_dir):
     method, script, own, state = load(run_dir)
     for choice, (act, decoding) in choices(script, own).items():
-        policy, first, odd, worth, solved = jax.jit(partial(act, state)), [], [], [], []
+        if args.choices and choice not in args.choices:
+            continue
+        policy, first, odd, of_grasp, of_episode, solved = jax.jit(partial(act, state)), [], [], [], [], []
         judge = jax.jit(partial(unusual, script, decoding, state, args.latents))
         for seed in range(args.episodes):
             s, before, chunks, rewards, success = play(script, own, policy, seed)
             solved.append(success)
-            if found := grasps(s):
+            of_episode.append(worth(own, state, before[0], chunks[0], rewards))
+            if "cube-single" in own.env_id and (found := grasps(s)):
                 first.append(found[0])
                 i = (found[0][0] - 1) // own.horizon
                 if script.__name__ != "cfgrl":  # which has no latents that stand for chunks
                     odd.append(judge(before[i], chunks[i]))
-                if "critic" in state:
-                    after = rewards[i * own.horizon :]
-                    discounted = after @ own.gamma ** np.arange(len(after))
-                    worth.append((q_of(state, before[i], chunks[i][None]).mean(), discounted))
-        (distance, usual), (promised, got) = means(odd), means(worth)
+                of_grasp.append(worth(own, state, before[i], chunks[i], rewards[i * own.horizon :]))
+        (distance, usual), (promised, got), (first_promised, first_got) = means(odd), means(of_grasp), means(of_episode)
         yield {"run": f"{method}, seed {own.seed}", "chunk": choice, "episodes": args.episodes,
                "success": np.mean(solved), **summary(first), "from the mean chunk": distance,
-               "one latent in 1,000": usual, "promised": promised, "got": got}
+               "one latent in 1,000": usual, "promised": promised, "got": got,
+               "promised at the start": first_promised, "got from there": first_got}
 
 
 def main(args):

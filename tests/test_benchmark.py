@@ -101,7 +101,8 @@ def test_sweep_stops_goes_on_and_never_repeats(tmp_path):
 @pytest.mark.parametrize("name, runs", [("state", 2000), ("visual", 2000), ("ablations", 1000), ("alpha", 288),
                                         ("comparison", 20), ("scaled-down", 60), ("scaled-down-ablations", 5),
                                         ("scaled-down-alpha", 18), ("hundred", 32), ("hundred-baselines", 16),
-                                        ("slips", 35), ("slips-full", 9), ("slips-remedies", 8), ("million", 2)])
+                                        ("slips", 35), ("slips-full", 9), ("slips-remedies", 8), ("teachers", 4),
+                                        ("million", 2)])
 def test_every_experiment_is_made_of_flags_that_exist(name, runs):
     found = sweep.read_experiment(sweep.Args(name))[1]
     assert len(found) == runs == len({run.run_dir for run in found})
@@ -492,6 +493,8 @@ def test_what_the_critics_promise_of_a_grasp_and_what_is_got(tiny, monkeypatch):
     row = next(grasp.rows_of(grasp.Args(episodes=1, latents=10), None))
     assert row["promised"] == pytest.approx(float(q_of(state, before[5], chunks[5:6]).mean()), rel=1e-5)
     assert row["got"] == pytest.approx(-1.99)
+    assert row["promised at the start"] == pytest.approx(float(q_of(state, before[0], chunks[:1]).mean()), rel=1e-5)
+    assert row["got from there"] == pytest.approx(rewards @ 0.99 ** np.arange(13))
 
 
 def test_grasps_are_found_in_observations(tmp_path):
