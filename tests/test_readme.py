@@ -48,8 +48,11 @@ def test_diffs_are_as_long_as_the_table_says():
     assert len(rows) >= 5
 
 
-def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+def table(head):
+    """The cells of README's table that begins with head: its first row, and those under the line."""
+    lines = README[README.index(head):].split("\n\n")[0].splitlines()
+    first, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return first, rows
 
 
 def test_the_results_are_those_of_the_tables_they_come_from():
@@ -62,7 +65,7 @@ def test_the_results_are_those_of_the_tables_they_come_from():
         read("scaled-down/curves.csv", "cube-single-play-singletask-v0"),
         read("comparison/puzzle-3x3.csv", "puzzle-3x3", "published"),
         read("comparison/puzzle-3x3.csv", "puzzle-3x3-play-singletask-task1-v0")]
-    _, _, *rows = cells(README[README.index("| | cube-single, published"):].split("\n\n")[0])
+    _, rows = table("| | cube-single, published")
     for method, *told in rows:
         expected = [column.get(method.strip("`").removesuffix(".py"), "") for column in columns]
         assert told == [f"{float(x):.2f}" if x else "" for x in expected], method
@@ -77,9 +80,9 @@ def test_the_second_table_of_results_is_of_runs_and_of_published_curves():
         at = {row.get("step") or row["updates"]: float(row["success"]) for row in rows}
         return at["50000"], at["100000"]
 
-    head, _, *rows = cells(README[README.index("| | puzzle-3x3, task 1"):].split("\n\n")[0])
+    places, rows = table("| | puzzle-3x3, task 1")
     for method, *told in rows:
-        for place, success in zip(head[1:], told, strict=True):
+        for place, success in zip(places[1:], told, strict=True):
             domain, task = re.match(r"(\S+), task (\d)", place).groups()
             if method.startswith("published "):
                 of = dict(domain=f"{domain} (sparse)", task=task, method=method.removeprefix("published "))
