@@ -1,30 +1,42 @@
 # /// script
-# dependencies = ["flax", "gymnasium>=1.1", "jax>=0.6", "moviepy", "ogbench>=1.2", "optax", "tqdm", "tyro", "wandb"]
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#     "flax", "gymnasium>=1.1", "jax>=0.6", "moviepy", "ogbench>=1.2", "optax", "tqdm", "tyro",
+#     "wandb",
+# ]
 # ///
-"""IFQL, implicit Q-learning with a flow imitator: offline RL in one file. Papers: arXiv 2110.06169, 2502.02538.
+"""IFQL, implicit Q-learning with a flow: offline RL in one file. arXiv 2110.06169, 2502.02538.
 
-A flow policy v imitates. The critic learns from a value V that is an expectile of Q over the data's own chunks, so no
-network is ever asked about an action that is not in the data. Only acting searches: the best of many samples is taken.
+A flow policy v imitates. The critic learns from a value V that is an expectile of Q over the
+data's own chunks, so no network is ever asked about an action that is not in the data. Only acting
+searches: the best of many samples is played.
+Time t is 0 at the data and 1 at the noise, here and in all scripts.
 
-    policy   min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e       imitates (flow matching)
-    critic   min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i r_i + gamma^H m V(s')
-    value    min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)   expectile regression
-    acting   argmax_i min_k Q_k(s, a_i),  a_i = decode(s, e_i)               improves
+    policy  min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
+    critic  min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m V(s')
+    value   min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)    expectiles
+    acting  argmax_i min_k Q_k(s, a_i),  a_i = decode(s, e_i)    improves
 
-    diff flow_bc.py ifql.py    # what is added to imitation: a critic, its value, and the choice among samples
-    diff cfgrl.py ifql.py      # nearly the same critic and value; the best of many samples instead of guidance
+    diff cfgrl.py ifql.py      # nearly the same critic and value: the best of many samples acts
 """
 
 import json
+import math
+import multiprocessing
 import os
+import platform
 import re
 import signal
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import resource_tracker
 from pathlib import Path
+from urllib.request import urlretrieve
 
 import flax.linen as nn
 import gymnasium
@@ -37,54 +49,59 @@ import tyro
 from flax.serialization import from_state_dict, msgpack_restore, msgpack_serialize, to_state_dict
 from flax.training.train_state import TrainState
 from gymnasium import wrappers
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from gymnasium.spaces import Box
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from tqdm import tqdm
 
-# ================================================================================================================ Args
+# ============================================================================================ Args
+
 
 @dataclass(frozen=True)
 class Args:
-    env_id: str = "cube-single-play-singletask-v0"  # an OGBench single-task id; any Gymnasium id with --dataset-path
-    dataset_dir: str = "~/.ogbench/data"  # where OGBench's datasets lie; a missing one is downloaded to it
-    dataset_path: str | None = None  # an .npz of your own; unzipped into a folder, its observations stay on the disk
-    sparse: bool | None = None  # rewards are -1 until the task is solved, then 0 (default: scene and puzzle-3x3)
-    seed: int = 0  # the first seed
-    num_seeds: int = 1  # n: the seeds seed ... seed+n-1 are trained in one process
+    env_id: str = "cube-single-play-singletask-v0"  # OGBench's, or any with a --dataset-path
+    dataset_dir: str = "~/.ogbench/data"  # where OGBench's datasets lie, or are downloaded to
+    dataset_path: str | None = None  # an .npz of your own
+    sparse: bool | None = None  # rewards are -1 until solved, then 0 (default: scene, puzzle-3x3)
+    seed: int = 0  # of initial weights, batches, noise and evaluations
     total_steps: int = 1_000_000  # updates
     batch_size: int = 256  # chunks in a batch
     learning_rate: float = 3e-4  # of Adam, for every network
     gamma: float = 0.99  # discount
     tau: float = 0.005  # rate at which the target critics follow the critics
     horizon: int = 5  # H, actions in a chunk
-    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # layer widths of the policy
+    num_critics: int = 2  # critics in the ensemble
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # layer widths of the policy
     critic_hidden_dims: tuple[int, ...] = (256, 256, 256, 256)  # layer widths of the critics
-    log_interval: int = 5_000  # updates between rows of train.csv; 0: only at the end
-    eval_interval: int = 100_000  # updates between evaluations, each with a checkpoint; 0: only at the end
-    eval_episodes: int = 50  # episodes in an evaluation of a seed; 0: never evaluate
-    run_dir: str | None = None  # everything the run writes (default: runs/{env_id}__{script}__{seed}__{time})
+    log_interval: int = 5_000  # updates between rows of train.csv, means of a call; 0: at the end
+    eval_interval: int = 100_000  # updates between evaluations; 0: only at the start and the end
+    eval_episodes: int = 50  # episodes in an evaluation; 0: never evaluate
+    run_dir: str | None = None  # of the run (default: runs/{env_id}__{script}__{seed}__{time})
     resume: bool = False  # go on from the last checkpoint in --run-dir, with that run's arguments
     eval_only: bool = False  # evaluate the checkpoint in --run-dir, train nothing
-    capture_video: bool = False  # film the first episode of every evaluation, to {run_dir}/videos
+    capture_video: bool = False  # film the first episode of every evaluation
     track: bool = False  # log to Weights & Biases too (honours WANDB_MODE)
-    action_dim: tyro.conf.Suppress[int] = 0  # numbers in an action; train() asks the environment
+    action_dim: tyro.conf.Suppress[int] = 0  # A, numbers in an action; train() asks the environment
+    wandb_id: tyro.conf.Suppress[str | None] = None  # of the run there, which --resume goes on with
     # The algorithm's own:
-    expectile: float | None = None  # kappa: V is this expectile of Q over the data's chunks (default: by domain)
+    expectile: float | None = None  # kappa: V is this expectile of Q over the data (by domain)
     num_samples: int = 32  # chunks of which the best is played
     flow_steps: int = 10  # Euler steps from noise to a chunk
+
 
 BY_DOMAIN = {  # arguments that were not given: the first entry whose name is in the env id
     "sparse": {"scene": True, "puzzle-3x3": True, "": False},
     "expectile": {"puzzle-3x3": 0.95, "": 0.9},
 }
 
-# ============================================================================================================ Networks
+# ======================================================================================== Networks
 
 Dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
 Conv = partial(nn.Conv, kernel_size=(3, 3), kernel_init=nn.initializers.xavier_uniform())
 
 
 class Encoder(nn.Module):
-    """impala_small: pixels become 512 features. Flat observations, and features, pass as they are."""
+    """impala_small: pixels become 512 features. Flat observations, and features, pass as are."""
+
     @nn.compact
     def __call__(self, s):
         if s.ndim == 2:
@@ -92,13 +109,14 @@ class Encoder(nn.Module):
         x = s / 255.0
         for channels in (16, 32, 32):
             x = nn.max_pool(Conv(channels)(x), (3, 3), strides=(2, 2), padding="SAME")
-            y = Conv(channels)(nn.relu(x))
-            x = x + Conv(channels)(nn.relu(y))
+            residual = Conv(channels)(nn.relu(x))
+            x = x + Conv(channels)(nn.relu(residual))
         return nn.gelu(Dense(512)(nn.relu(x).reshape(len(x), -1)))
 
 
 class Network(nn.Module):
-    """An MLP of observations and other inputs. Observations may be encoded first, to be used several times."""
+    """An MLP. Observations can be encoded once, to be used several times."""
+
     hidden_dims: tuple[int, ...]
     output_dim: int
     layer_norm: bool = False
@@ -117,36 +135,47 @@ class Network(nn.Module):
 
 
 class Critic(nn.Module):
-    """Two critics behind one encoder, as published: Q_k(s, a), or V_k(s), k along the first axis."""
+    """Critics behind one encoder, as published: Q_k(s, a), or V_k(s), k along the first axis."""
+
     hidden_dims: tuple[int, ...]
+    num_critics: int
 
     @nn.compact
     def __call__(self, s, *inputs, encode=False):
         h = Encoder()(s)
         if encode:
             return h
-        return jnp.stack([Network(self.hidden_dims, 1, layer_norm=True)(h, *inputs)[..., 0] for _ in range(2)])
+        heads = [Network(self.hidden_dims, 1, layer_norm=True) for _ in range(self.num_critics)]
+        return jnp.stack([head(h, *inputs)[:, 0] for head in heads])  # [K, B]
 
 
 def create(args, key, module, *inputs):
     """The train state of a network that takes such inputs."""
-    return TrainState.create(apply_fn=module.apply, params=module.init(key, *inputs), tx=optax.adam(args.learning_rate))
+    params = module.init(key, *inputs)
+    adam = optax.adam(args.learning_rate)
+    return TrainState.create(apply_fn=module.apply, params=params, tx=adam)
 
 
-# =========================================================================================================== Algorithm
+# ======================================================================================= Algorithm
+
 
 def descend(state, losses):
     """One Adam step of each network on its own loss, which gives a value and what else to log."""
-    new_state, metrics = dict(state), {}
+    new_state = dict(state)
+    metrics = {}
     for name, loss in losses.items():
-        (value, more), grads = jax.value_and_grad(loss, has_aux=True)(state[name].params)
+        (value, logs), grads = jax.value_and_grad(loss, has_aux=True)(state[name].params)
         new_state[name] = state[name].apply_gradients(grads=grads)
-        metrics |= {f"{name}_loss": value, **{f"{name}_{key}": x for key, x in more.items()}}
+        metrics[f"{name}_loss"] = value
+        metrics |= {f"{name}_{key}": number for key, number in logs.items()}
     return new_state, metrics
 
 
 def imitation_loss(policy, params, s, a, e, key):
-    """Flow matching from noise e at t = 1 to a chunk a at t = 0: z = (1-t) a + t e,  E (v(s, z, t) - (e - a))^2"""
+    """Flow matching from noise e at t = 1 to a chunk a at t = 0.
+
+    E (v(s, z, t) - (e - a))^2,  z = (1-t) a + t e
+    """
     h = policy.apply_fn(params, s, encode=True)
     t = jax.random.uniform(key, (len(a), 1))
     z = (1 - t) * a + t * e
@@ -155,7 +184,7 @@ def imitation_loss(policy, params, s, a, e, key):
 
 
 def decode(args, policy, s, z):
-    """The chunk that v makes of noise z: Euler steps of dz/dt = v(s, z, t) from t = 1 to t = 0, clipped."""
+    """The chunk that v makes of noise z: Euler steps of dz/dt = v(s, z, t) to t = 0, clipped."""
     h = policy.apply_fn(policy.params, s, encode=True)
 
     def step(i, z):
@@ -166,10 +195,12 @@ def decode(args, policy, s, z):
 
 
 def best_of(args, state, critic_params, s, z):
-    """Of the chunks made of several latents z for an observation, that with the greatest min_k Q_k, and this value."""
-    policy, critic = state["policy"], state["critic"]
+    """Of the chunks of n latents for each observation, the best by min_k Q_k, and its value."""
+    policy = state["policy"]
+    critic = state["critic"]
     n = len(z) // len(s)
-    a = decode(args, policy, jnp.repeat(policy.apply_fn(policy.params, s, encode=True), n, axis=0), z)
+    h = jnp.repeat(policy.apply_fn(policy.params, s, encode=True), n, axis=0)
+    a = decode(args, policy, h, z)
     h = jnp.repeat(critic.apply_fn(critic_params, s, encode=True), n, axis=0)
     q = critic.apply_fn(critic_params, h, a).min(axis=0).reshape(len(s), n)
     best = jnp.arange(len(s)) * n + q.argmax(axis=1)
@@ -180,23 +211,33 @@ def init(args, key, s):
     """The state before the first update, for observations like s."""
     keys = jax.random.split(key, 3)
     d = args.horizon * args.action_dim
-    a, t = jnp.zeros((1, d)), jnp.zeros((1, 1))
-    policy = create(args, keys[0], Network(args.actor_hidden_dims, d), s, a, t)
-    critic = create(args, keys[1], Critic(args.critic_hidden_dims), s, a)
+    a = jnp.zeros((1, d))
+    t = jnp.zeros((1, 1))
+    policy = create(args, keys[0], Network(args.policy_hidden_dims, d), s, a, t)
+    critic = create(args, keys[1], Critic(args.critic_hidden_dims, args.num_critics), s, a)
     value = create(args, keys[2], Network(args.critic_hidden_dims, 1, layer_norm=True), s)
-    return dict(policy=policy, critic=critic, target_critic=critic.params, value=value)
+    return dict(
+        policy=policy,
+        critic=critic,
+        target_critic=critic.params,
+        value=value,
+    )
 
 
 def update(args, state, batch, key):
     """The state after one update on a batch, and what to log of it."""
-    policy, critic, value = state["policy"], state["critic"], state["value"]
-    s, a, next_s = batch["observations"], batch["actions"], batch["next_observations"]
+    policy = state["policy"]
+    critic = state["critic"]
+    value = state["value"]
+    s = batch["observations"]  # [B, S]
+    a = batch["actions"]  # [B, H*A]
+    next_s = batch["next_observations"]
     prior_key, imitation_key = jax.random.split(key)
     e = jax.random.normal(prior_key, a.shape)
 
-    # y = sum_i gamma^i r_i + gamma^H m V(s')
+    # y = sum_i gamma^i R_i + gamma^H m V(s')
     next_v = value.apply_fn(value.params, next_s)[:, 0]
-    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
+    y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v  # [B]
     target_q = critic.apply_fn(state["target_critic"], s, a).min(axis=0)
 
     def policy_loss(params):
@@ -204,8 +245,8 @@ def update(args, state, batch, key):
 
     def critic_loss(params):
         """E (Q_k(s, a) - y)^2"""
-        q = critic.apply_fn(params, s, a)
-        return jnp.mean((q - y) ** 2), dict(q=q.mean())
+        q = critic.apply_fn(params, s, a)  # [K, B]
+        return jnp.mean((q - y) ** 2), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     def value_loss(params):
         """E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)"""
@@ -213,8 +254,15 @@ def update(args, state, batch, key):
         u = target_q - v
         return jnp.mean(jnp.abs(args.expectile - (u < 0)) * u**2), dict(v=v.mean())
 
-    state, metrics = descend(state, dict(policy=policy_loss, critic=critic_loss, value=value_loss))
-    state["target_critic"] = optax.incremental_update(state["critic"].params, state["target_critic"], args.tau)
+    losses = dict(
+        policy=policy_loss,
+        critic=critic_loss,
+        value=value_loss,
+    )
+    state, metrics = descend(state, losses)
+    state["target_critic"] = optax.incremental_update(
+        state["critic"].params, state["target_critic"], args.tau
+    )
     return state, metrics
 
 
@@ -224,160 +272,315 @@ def act(args, state, s, key):
     return best_of(args, state, state["critic"].params, s, e)[0]
 
 
-# ============================================================================================================= Dataset
+# ========================================================================================= Dataset
 
 FRAMES = 3  # of pixels that make an observation
 
 
+def require(holds, message):
+    """A mistake of the user's ends the run in one line. (A bug keeps its traceback.)"""
+    if not holds:
+        raise SystemExit(message)
+
+
 class Chunks(gymnasium.Wrapper):
-    """A step plays a chunk of actions, or what the episode leaves of it."""
+    """A step plays a chunk of actions, or what the episode leaves of it. It pays their sum."""
+
+    def __init__(self, env, horizon):
+        super().__init__(env)
+        self.action_space = Box(-1, 1, (horizon * env.action_space.shape[0],))
+
     def step(self, chunk):
-        for action in chunk.reshape(-1, *self.action_space.shape):
-            observation, reward, terminated, truncated, info = self.env.step(action)
+        total = 0.0
+        for action in chunk.reshape(-1, *self.env.action_space.shape):
+            s, reward, terminated, truncated, info = self.env.step(action)
+            total += reward
             if terminated or truncated:
                 break
-        return observation, reward, terminated, truncated, info
+        info["success"] = float(info.get("success", np.nan))  # not every environment tells
+        return s, total, terminated, truncated, info
 
 
 def make_env(args, film=None):
-    """The environment as it is played, its actions in [-1, 1]; its first episode is filmed under the name of a film."""
-    os.environ.setdefault("MUJOCO_GL", "egl" if "visual" in args.env_id or args.capture_video else "disable")
+    """The environment as it is played: chunks of actions in [-1, 1], of pixels the last frames."""
+    if "-singletask" in args.env_id:  # OGBench's are drawn with EGL, or not at all
+        is_drawn = args.env_id.startswith("visual-") or args.capture_video
+        os.environ.setdefault("MUJOCO_GL", "egl" if is_drawn else "disable")
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of OGBench's action boxes
+    env_id = re.sub("-[a-z]+-singletask", "-singletask", args.env_id)  # without -play or -noisy
     try:
-        env = gymnasium.make(re.sub("-[a-z]+-singletask", "-singletask", args.env_id), disable_env_checker=True)
-        env = wrappers.RecordEpisodeStatistics(wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
-    except Exception as error:  # no such environment, discrete actions
-        raise SystemExit(f"cannot make the environment {args.env_id}: {error}")
+        env = gymnasium.make(env_id, disable_env_checker=True)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise SystemExit(f"--env-id {args.env_id}: {error}")
+    for space in (env.action_space, env.observation_space):
+        require(isinstance(space, Box), f"--env-id {args.env_id}: {space} is no Box")
+    env = wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    env = wrappers.RecordEpisodeStatistics(env)
     if film:
-        env.unwrapped.render_mode = "rgb_array"  # OGBench's environments can render, but do not say so
-        env = wrappers.RecordVideo(env, f"{args.run_dir}/videos", lambda episode: episode == 0, name_prefix=film)
-    return Chunks(wrappers.FrameStackObservation(env, FRAMES))
+        env.unwrapped.render_mode = "rgb_array"  # OGBench's can be drawn, but do not say so
+        folder = f"{args.run_dir}/videos"
+        env = wrappers.RecordVideo(env, folder, lambda episode: episode == 0, name_prefix=film)
+    if len(env.observation_space.shape) == 3:
+        height, width, channels = env.observation_space.shape
+        stacked = Box(0, 255, (height, width, FRAMES * channels), np.uint8)
+        env = wrappers.FrameStackObservation(env, FRAMES)
+        env = wrappers.TransformObservation(env, partial(np.concatenate, axis=-1), stacked)
+    return Chunks(env, args.horizon)
+
+
+def find_dataset(args):
+    """The path of the dataset. One of OGBench's is downloaded if it is missing."""
+    if args.dataset_path:
+        return Path(args.dataset_path).expanduser()
+    is_ogbench = "-singletask" in args.env_id
+    require(is_ogbench, f"--env-id {args.env_id} is not OGBench's: it needs a --dataset-path")
+    name = args.env_id.partition("-singletask")[0]
+    path = Path(args.dataset_dir, f"{name}-v0.npz").expanduser()
+    if not path.exists():
+        download(path)
+    return path
+
+
+def download(path):
+    """Gets a dataset of OGBench's from its server."""
+    url = f"{ogbench.utils.DATASET_URL}/{path.name}"
+    hint = "huggingface.co/datasets/zhouzypaul/ogbench_datasets has it too"
+    if re.search("(cube|scene|puzzle).*-(play|noisy)", path.name):
+        hint += f"; or: python -m benchmark.collect {path.stem}, --dataset-dir ~/.ogbench/collected"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tqdm(desc=url, unit="B", unit_scale=True) as bar:
+            urlretrieve(url, f"{path}.draft", lambda i, size, total: bar.update(size))
+    except OSError as error:
+        raise SystemExit(f"{path} is missing, and {url} does not give it: {error}; {hint}")
+    os.replace(f"{path}.draft", path)
+
+
+def read_dataset(path):
+    """The arrays of an .npz, and what to record of it."""
+    try:
+        with np.load(path) as file:
+            data = dict(file)
+            comment = file.zip.comment
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise SystemExit(f"{path} cannot be read ({error}): if it was cut off, delete it")
+    unknown = set(data) - {"observations", "actions", "rewards", "terminals", "masks"}
+    unknown -= {"qpos", "qvel", "button_states"}  # OGBench's, of which it makes the rewards
+    require(not unknown, f"{path} holds what nothing reads: {', '.join(unknown)}")
+    record = dict(dataset=str(path))
+    if comment.startswith(b'{"collected_by"'):
+        record["COLLECTED HERE"] = json.loads(comment)
+    return data, record
+
+
+def checked(path, data, name, shape):
+    """An array of the dataset in the type that is used: images as they are, numbers as float32."""
+    require(name in data, f"{path} has no {name}")
+    x = data[name]
+    shape = data["observations"].shape[:1] + shape
+    dtype = "uint8" if len(shape) == 4 else "float32"
+    fits = x.shape == shape and np.can_cast(x.dtype, dtype, "same_kind")
+    require(fits, f"{path}: {name} must be {dtype} {shape}, but are {x.dtype} {x.shape}")
+    return x.astype(dtype, copy=False)
+
+
+def chunk_starts(terminals, horizon):
+    """The rows at which a chunk begins whose actions and last state lie in one trajectory."""
+    rows = np.arange(len(terminals))
+    last_rows = np.flatnonzero(terminals)  # of the trajectories
+    last_row = last_rows[np.searchsorted(last_rows, rows)]  # of each row's trajectory
+    return rows[rows + horizon <= last_row].astype(np.int32)
 
 
 def load_dataset(args, env):
-    """A dataset, and what to tell of it. A trajectory of T transitions is T+1 rows; the last one is its final state."""
-    path = Path(args.dataset_path or f"{args.dataset_dir}/{args.env_id.split('-singletask')[0]}-v0.npz").expanduser()
-    names = ["observations", "terminals", "actions", "rewards", "masks", "qpos", "button_states"]
-    try:
-        if args.dataset_path is None and not path.exists():
-            ogbench.download_datasets([path.stem], args.dataset_dir)
-        file = {x.stem: np.load(x, mmap_mode="r") for x in path.glob("*.npy")} if path.is_dir() else np.load(path)
-        data = {name: file[name] for name in names if name in file}
-        if "rewards" not in data and "-singletask" in args.env_id:
-            ogbench.relabel_utils.relabel_dataset(env.spec.id, env, data)  # OGBench 1.2's rule: r_t speaks of s_t
-            if args.sparse:
-                data["rewards"] = (data["masks"] == 0) - 1.0
-    except Exception as error:  # no network, a damaged file, one of another environment
-        raise SystemExit(f"{path} is no dataset of {args.env_id} ({error!r}). OGBench's: {ogbench.utils.DATASET_URL}/"
-                         f"{path.name}; one like it: python benchmark/collect.py {path.stem}; your own: --dataset-path")
-    rows = len(data.get("observations", ()))
-    data.setdefault("masks", np.ones(rows))
-    shapes = dict(observations=env.observation_space.shape[1:], actions=(args.action_dim,))
-    for name in names[:5]:
-        x, shape = data.get(name, np.array("missing")), (rows, *shapes.get(name, ()))
-        if rows == 0 or x.shape != shape or x.dtype.kind not in "fiub" or (x.ndim == 4 and x.dtype != np.uint8):
-            raise SystemExit(f"{path}: {name} must be numbers {shape}, images uint8, but are {x.dtype} {x.shape}")
-        if name in ("actions", "rewards", "masks"):
-            x = data[name] = np.array(x, np.float32)
-            x[data["terminals"] != 0] = 0  # they are not used there, and may be NaN
-        limit = 1 + 1e-5 if name == "actions" else np.finfo(np.float32).max
-        if x.dtype != np.uint8 and not -limit <= x.min() <= x.max() <= limit:
-            raise SystemExit(f"{path}: {name} must lie within +-{limit:.3g}, but reach from {x.min()} to {x.max()}")
-    if data["terminals"][-1] == 0:
-        raise SystemExit(f"{path}: the last row must end a trajectory, terminals = 1")
-    t, ends = np.arange(rows), np.flatnonzero(data["terminals"])
-    starts = t[t + args.horizon <= ends[np.searchsorted(ends, t)]]  # H actions and s_t+H in one trajectory
-    if len(starts) == 0:
-        raise SystemExit(f"{path}: no trajectory is as long as a chunk, --horizon {args.horizon}")
-    firsts = np.append(0, ends + 1)[np.searchsorted(ends, starts)]  # where these trajectories begin
-    facts = dict(dataset=str(path), transitions=rows - len(ends), trajectories=len(ends), chunks=len(starts))
-    return dict(observations=data["observations"], actions=np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5),
-                rewards=data["rewards"], masks=data["masks"], starts=np.int32(starts), firsts=np.int32(firsts)), facts
+    """The arrays of a dataset, and what to record of it.
+
+    A trajectory of T transitions is T+1 rows. The last one is its final state, and is terminal.
+    """
+    path = find_dataset(args)
+    data, record = read_dataset(path)
+    shape = env.observation_space.shape
+    if len(shape) == 3:
+        shape = (*shape[:2], shape[2] // FRAMES)
+    arrays = dict(
+        observations=checked(path, data, "observations", shape),
+        actions=checked(path, data, "actions", (args.action_dim,)),
+        terminals=checked(path, data, "terminals", ()),
+    )
+    if "rewards" not in data and "qpos" in data and "-singletask" in args.env_id:
+        ogbench.relabel_utils.relabel_dataset(args.env_id, env, data)  # R_t speaks of s_t
+        if args.sparse:
+            data["rewards"] = -data["masks"]
+    data.setdefault("masks", np.ones_like(arrays["terminals"]))
+    arrays["rewards"] = checked(path, data, "rewards", ())
+    arrays["masks"] = checked(path, data, "masks", ())
+
+    is_last = arrays["terminals"] != 0
+    require(is_last[-1:].all(), f"{path}: the last row must end a trajectory, terminals = 1")
+    for name in ("actions", "rewards", "masks"):
+        arrays[name][is_last] = 0  # they are not used there, and may be NaN
+        require(np.isfinite(arrays[name]).all(), f"{path}: {name} must be finite")
+    most = np.abs(arrays["actions"]).max(initial=0)
+    require(most <= 1 + 1e-5, f"{path}: actions must lie in [-1, 1], but reach {most}")
+    arrays["actions"] = np.clip(arrays["actions"], -1 + 1e-5, 1 - 1e-5)
+    arrays["starts"] = chunk_starts(arrays["terminals"], args.horizon)
+    is_long = len(arrays["starts"]) > 0
+    require(is_long, f"{path}: no trajectory is as long as --horizon {args.horizon}")
+    record["trajectories"] = int(is_last.sum())
+    record["transitions"] = len(is_last) - record["trajectories"]
+    return arrays, record
 
 
-def stack(frames):
-    """Observations of frames [batch, frame, ...]: the last one, or of pixels the channels of all."""
-    return frames[:, -1] if frames.ndim == 3 else jnp.concatenate([frames[:, i] for i in range(FRAMES)], axis=-1)
+def observe(data, rows):
+    """The observations at these rows: of pixels, the last frames of the trajectory so far."""
+    frames = [data["observations"][rows]]
+    if frames[0].ndim == 2:
+        return frames[0]  # [B, S]
+    while len(frames) < FRAMES:
+        is_first = data["terminals"][rows - 1] != 0  # before row 0 stands the last row
+        rows = jnp.where(is_first, rows, rows - 1)  # the first frame is repeated
+        frames.insert(0, data["observations"][rows])
+    return jnp.concatenate(frames, axis=-1)  # [B, height, width, FRAMES * channels]
 
 
 def shift(images, key):
-    """With probability 0.5 the images of a batch are moved, each by up to 3 pixels, their edges repeated."""
+    """With probability 0.5 each image of a batch moves by up to 3 pixels, its edges repeated."""
     coin_key, corner_key = jax.random.split(key)
-    corners = jnp.where(jax.random.bernoulli(coin_key), jax.random.randint(corner_key, (len(images), 2), 0, 7), 3)
+    corners = jax.random.randint(corner_key, (len(images), 2), 0, 7)
+    corners = jnp.where(jax.random.bernoulli(coin_key), corners, 3)  # 3: not moved
     padded = jnp.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
-    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))(padded, corners)
+
+    def crop(image, corner):
+        return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, corners)
 
 
-def sample_batch(args, data, on_disk, key):
-    """Chunks that start at random rows t: s_t, a_t ... a_t+H-1, sum_i gamma^i r_t+i, prod_i m_t+i and s_t+H. (Published
-    Q-chunking also draws chunks that cross the end of a trajectory, and masks what lies beyond it.)"""
+def sample_batch(args, data, key):
+    """Chunks from random rows on. (Published Q-chunking's may cross a trajectory's end, masked.)"""
     draw_key, shift_key = jax.random.split(key)
     i = jax.random.randint(draw_key, (args.batch_size,), 0, len(data["starts"]))
-    t, first = data["starts"][i], data["firsts"][i]
-    rows = t[:, None, None] + jnp.array([[0], [args.horizon]]) + jnp.arange(1 - FRAMES, 1)
-    rows = jnp.maximum(rows, first[:, None, None])  # before the first frame stands that frame again
-    if on_disk is None:
-        frames = data["observations"][rows]
-    else:
-        like = jax.ShapeDtypeStruct((*rows.shape, *on_disk.shape[1:]), jax.dtypes.canonicalize_dtype(on_disk.dtype))
-        frames = jax.pure_callback(lambda rows: on_disk[rows].astype(like.dtype), like, rows, vmap_method="expand_dims")
-    s, next_s = stack(frames[:, 0]), stack(frames[:, 1])
+    rows = data["starts"][i]  # [B]
+    chunk_rows = rows[:, None] + jnp.arange(args.horizon)  # [B, H]
+    discounts = args.gamma ** jnp.arange(args.horizon)
+    s = observe(data, rows)
+    next_s = observe(data, rows + args.horizon)
     if s.ndim == 4:
-        s, next_s = shift(s, shift_key), shift(next_s, shift_key)  # both alike
-    steps = t[:, None] + jnp.arange(args.horizon)
-    return dict(observations=s, next_observations=next_s, masks=data["masks"][steps].prod(axis=1),
-                actions=data["actions"][steps].reshape(args.batch_size, -1),
-                rewards=(data["rewards"][steps] * args.gamma ** jnp.arange(args.horizon)).sum(axis=1))
+        s = shift(s, shift_key)
+        next_s = shift(next_s, shift_key)  # alike
+    return dict(
+        observations=s,
+        actions=data["actions"][chunk_rows].reshape(args.batch_size, -1),  # [B, H*A]
+        rewards=(data["rewards"][chunk_rows] * discounts).sum(axis=1),  # sum_i gamma^i R_i
+        masks=data["masks"][chunk_rows].prod(axis=1),
+        next_observations=next_s,
+    )
 
 
-# ========================================================================================================== Evaluation
+# ====================================================================================== Evaluation
 
-def evaluate(args, policy, states, k, step, stop):
-    """A row of eval.csv: means over --eval-episodes episodes of the k-th seed, dealt out to a process a core."""
-    began, workers = time.perf_counter(), min(args.eval_episodes, len(os.sched_getaffinity(0)))
-    state, seed = jax.tree.map(lambda x: x[k], states), args.seed + k
-    films = [f"step{step}_seed{seed}" if args.capture_video else None] + [None] * (workers - 1)
-    resource_tracker.ensure_running()  # its start would unblock what is blocked in the next line
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the processes inherit it: Ctrl-C is not for them
-    envs = gymnasium.vector.AsyncVectorEnv([partial(make_env, args, film) for film in films], context="spawn")
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    to_play = np.array([len(range(i, args.eval_episodes, workers)) for i in range(workers)])
-    outcomes, key = [], jax.random.key(seed)
-    s, _ = envs.reset(seed=1000 * seed)
-    while to_play.any() and not stop:
-        key, act_key = jax.random.split(key)
-        s, _, terminated, truncated, infos = envs.step(np.asarray(policy(state, stack(s), act_key)))
-        for i in np.flatnonzero((terminated | truncated) & (to_play > 0)):
-            to_play[i] -= 1
-            success, episode = infos.get("success", np.full(workers, np.nan)), infos["episode"]
-            outcomes.append([success[i], episode["r"][i], episode["l"][i]])
-    envs.close(terminate=bool(stop))
-    success, total, length = np.mean(outcomes or [3 * [np.nan]], axis=0).tolist()
-    return {"success": success, "return": total, "length": length, "episodes": args.eval_episodes,
-            "seconds": time.perf_counter() - began}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a cluster sends before it kills
 
 
-# ============================================================================================================ Training
+def make_keys(args):
+    """One key for the initial weights, one for training and one for evaluation."""
+    return jax.random.split(jax.random.key(args.seed), 3)
 
-def prepare(args):
-    """The arguments with what depends on the domain, and with a run directory. What cannot be meant is refused."""
-    for name, by_domain in BY_DOMAIN.items():
-        if getattr(args, name) is None:
-            args = replace(args, **{name: next(x for domain, x in by_domain.items() if domain in args.env_id)})
-    for name, x in vars(args).items():
-        least = 0 if name in ("seed", "log_interval", "eval_interval", "eval_episodes", "action_dim") else 1
-        most = 1 if name in ("gamma", "tau", "expectile") else np.inf
-        if (type(x) is int and x < least) or (type(x) is float and not 0 <= x <= most):
-            raise SystemExit(f"--{name.replace('_', '-')} {x} is out of range")
-    name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-    args = replace(args, run_dir=args.run_dir or f"runs/{name}")
-    if Path(args.run_dir, "args.json").exists() and not (args.resume or args.eval_only):
-        raise SystemExit(f"{args.run_dir} holds a run: --resume it, or choose another --run-dir")
+
+def act_once(args, state, s, *numbers):
+    """The chunk at one observation, with random numbers of this update, episode and turn.
+
+    In a batch it would be rounded according to the batch's size, and so to the number of cores.
+    """
+    key = make_keys(args)[2]
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return act(args, state, s[None], key)[0]
+
+
+def play(args, envs, act_fn, state, step, stop):
+    """Success, return and length of each episode. An environment that ends one takes the next."""
+    outcomes = np.zeros((args.eval_episodes, 3))
+    episodes = np.arange(envs.num_envs)  # that are being played
+    turns = np.zeros_like(episodes)  # chunks played of each
+    has_ended = np.full(envs.num_envs, True)
+    following = envs.num_envs  # the next episode
+    while episodes.min() < args.eval_episodes and not stop:
+        if has_ended.any():
+            seeds = 1000 * args.seed + episodes
+            s, _ = envs.reset(seed=seeds.tolist(), options={"reset_mask": has_ended})
+        chunks = [act_fn(state, s[i], step, episodes[i], turns[i]) for i in range(envs.num_envs)]
+        s, _, terminated, truncated, infos = envs.step(np.stack(chunks))
+        turns += 1
+        has_ended = terminated | truncated
+        for i in np.flatnonzero(has_ended):
+            if episodes[i] < args.eval_episodes:
+                total, length = infos["episode"]["r"][i], infos["episode"]["l"][i]
+                outcomes[episodes[i]] = infos["success"][i], total, length
+            episodes[i] = following
+            turns[i] = 0
+            following += 1
+    return outcomes
+
+
+def evaluate(args, act_fn, state, step, stop):
+    """A row of eval.csv, or None if a signal came. One process a core plays."""
+    began = time.perf_counter()
+    n = min(args.eval_episodes, len(os.sched_getaffinity(0)))
+    film = f"step{step}" if args.capture_video else None
+    env_fns = [partial(make_env, args, film)] + [partial(make_env, args)] * (n - 1)
+    resource_tracker.ensure_running()  # its start would undo the next line
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the processes inherit it
     try:
-        os.makedirs(args.run_dir, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"--run-dir cannot be made: {error}")
-    return args
+        envs = AsyncVectorEnv(env_fns, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        outcomes = play(args, envs, act_fn, state, step, stop)
+        envs.close()
+    finally:
+        for process in multiprocessing.active_children():  # if an error has left any
+            process.kill()
+    if stop:
+        return None
+    if not np.isnan(outcomes[:, 0]).all():  # some environments tell of success, not of failure
+        outcomes = np.nan_to_num(outcomes)
+    row = dict(zip(("success", "return", "length"), outcomes.mean(axis=0).tolist()))
+    return row | dict(episodes=args.eval_episodes, seconds=time.perf_counter() - began)
+
+
+# ======================================================================================== Training
+
+SCRIPT = Path(__file__)
+
+
+def learn(args, n, data, state, step):
+    """The state after n updates, each on a batch of its own, and their mean metrics."""
+    key = make_keys(args)[1]
+
+    def one_update(state, step):
+        batch_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = sample_batch(args, data, batch_key)
+        return update(args, state, batch, update_key)
+
+    if n == 1:  # pixels on a CPU: in a loop XLA makes their convolutions twenty times slower
+        return one_update(state, step)
+    state, metrics = jax.lax.scan(one_update, state, step + jnp.arange(n))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def init_state(args, env):
+    """The state before the first update."""
+    s = np.zeros((1, *env.observation_space.shape))
+    return jax.jit(partial(init, args))(make_keys(args)[0], s)
+
+
+def load_state(args, state):
+    """The state at the last checkpoint, in the form of this one, and its update."""
+    path = Path(args.run_dir, "checkpoint.msgpack")
+    try:
+        saved = msgpack_restore(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} is no checkpoint that can be read: {error}")
+    return jax.device_put(from_state_dict(state, saved["state"])), saved["step"]
 
 
 def write(path, content):
@@ -386,112 +589,201 @@ def write(path, content):
     os.replace(f"{path}.draft", path)
 
 
-def report(args, step, name, rows):
-    """Adds a row a seed to a csv file, in place of what a killed run left for the same step or later ones."""
-    rows = [dict(step=step, seed=args.seed + k) | row for k, row in enumerate(rows)]
-    path = Path(args.run_dir, f"{name}.csv")
-    lines = path.read_text().splitlines() if path.exists() else [",".join(rows[0])]
-    lines[1:] = [line for line in lines[1:] if int(line.split(",")[0]) < step]
-    lines += [",".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values()) for row in rows]
-    write(path, "\n".join([*lines, ""]).encode())
+def add_row(path, row):
+    """Adds a row to a table, in place of what a killed run has left of this step and later ones."""
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    lines = [line for line in lines if int(line.partition(",")[0]) < row["step"]]
+    lines.append(",".join(f"{number:.9g}" for number in row.values()))
+    write(path, "\n".join([",".join(row), *lines, ""]).encode())
+
+
+def note_signals():
+    """A list of the signals that come from now on. The second one ends the process at once."""
+    noted = []
+
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    return noted
+
+
+def prepare(args):
+    """The arguments with what depends on the domain, and with a directory that is there."""
+    for name, by_domain in BY_DOMAIN.items():
+        if getattr(args, name) is None:
+            fitting = [value for domain, value in by_domain.items() if domain in args.env_id]
+            args = replace(args, **{name: fitting[0]})
+    if args.run_dir is None:
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # to the microsecond: no two share it
+        args = replace(args, run_dir=f"runs/{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}")
+    is_new = not Path(args.run_dir, "args.json").exists()
+    require(is_new or args.resume, f"{args.run_dir} holds a run: --resume it, or choose another")
+    try:
+        os.makedirs(args.run_dir, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--run-dir {args.run_dir} cannot be made: {error}")
+    return args
+
+
+def begin(args, record):
+    """Tells and records what is run. Gives the run on W&B, if it is tracked there."""
+    record |= {name: version(name) for name in ("jax", "ogbench", "mujoco")}
+    record |= dict(python=platform.python_version(), device=jax.devices()[0].device_kind)
+    tracker = None
     if args.track:
         import wandb
-        wandb.log({f"{name}/{key}/{row['seed']}": x for row in rows for key, x in row.items()}, step=step)
+
+        settings = dict(project="latent-policy-steering", name=args.run_dir, dir=args.run_dir)
+        settings |= dict(id=args.wandb_id, resume="allow", config=vars(args) | record)
+        try:
+            tracker = wandb.init(**settings)
+        except wandb.Error as error:
+            raise SystemExit(f"--track: {error}")
+        args = replace(args, wandb_id=tracker.id)
+    print(f"{args.env_id}, sparse: {args.sparse}, to {args.run_dir}")
+    print(*(f"{name}: {value}" for name, value in record.items()), sep="\n")
+    record = dict(script=SCRIPT.stem) | vars(args) | record
+    write(Path(args.run_dir, SCRIPT.name), SCRIPT.read_bytes())
+    write(Path(args.run_dir, "args.json"), json.dumps(record, indent=2).encode())
+    return tracker
 
 
-def train(args, stop=()):
-    """A run, from its first update or last checkpoint on. A signal that is added to stop ends it, with a checkpoint."""
+def train(args):
+    """A run from its first update or its last checkpoint on, to its end or to a signal."""
     args = prepare(args)
-    env, checkpoint = make_env(args), Path(args.run_dir, "checkpoint.msgpack")
-    s, args = stack(np.zeros((1, *env.observation_space.shape))), replace(args, action_dim=env.action_space.shape[0])
-    data, facts = ({}, {}) if args.eval_only else load_dataset(args, env)
+
+    # --- Load ---
+    env = make_env(args)
+    args = replace(args, action_dim=env.action_space.shape[0] // args.horizon)
+    data, record = load_dataset(args, env)
+    state = init_state(args, env)
+    step = 0
+    if args.resume:
+        check_dataset(args, record)
+        if Path(args.run_dir, "checkpoint.msgpack").exists():
+            state, step = load_state(args, state)
     env.close()
-    facts |= {package: version(package) for package in ("jax", "ogbench", "mujoco")}
-    facts |= dict(script=Path(__file__).stem, device=jax.devices()[0].device_kind)
-    print(f"{args.env_id}, --sparse {args.sparse}", *(f"{name}: {x}" for name, x in facts.items()), sep="\n  ")
-    mesh = Mesh(jax.devices()[: np.gcd(args.num_seeds, jax.device_count())], "seed")  # spread over these devices
-    by_seed, everywhere = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(args.seed + np.arange(args.num_seeds))
-    states = jax.jit(jax.vmap(lambda key: init(args, key, s)), out_shardings=by_seed)(keys[:, 0])
-    keys, step, recent = jax.device_put(keys[:, 1], by_seed), 0, []  # recent: of each call since the last row
-    if args.eval_only or (args.resume and checkpoint.exists()):
-        saved = msgpack_restore(checkpoint.read_bytes())
-        states = jax.device_put(from_state_dict(states, saved["states"]), by_seed)
-        step, recent = saved["step"], saved["recent"]
-    policy = jax.jit(partial(act, args))
-    if args.eval_only:
-        return print(*[evaluate(args, policy, states, k, step, stop) for k in range(args.num_seeds)], sep="\n")
-    write(Path(args.run_dir, "args.json"), json.dumps(vars(args) | facts, indent=2).encode())
-    if args.track:
-        import wandb
-        wandb.init(project="latent-policy-steering", name=args.run_dir, dir=args.run_dir, config=vars(args) | facts)
-    on_disk = data.pop("observations") if isinstance(data["observations"], np.memmap) else None
-    data = jax.device_put(data, everywhere)
-    n = int(np.gcd.reduce([100 if s.ndim == 2 else 10, args.log_interval, args.eval_interval, args.total_steps, step]))
 
-    @partial(jax.jit, donate_argnums=0)
-    def n_updates(states, keys, data, step):
-        def one_seed(state_and_key):
-            def one_update(state, step):
-                batch_key, update_key = jax.random.split(jax.random.fold_in(state_and_key[1], step))
-                return update(args, state, sample_batch(args, data, on_disk, batch_key), update_key)
-            return jax.lax.scan(one_update, state_and_key[0], step + jnp.arange(n))
-        at_once = None if jax.default_backend() == "cpu" else args.num_seeds  # one after another is faster on a CPU
-        return jax.lax.map(one_seed, (states, keys), batch_size=at_once)
+    # --- Record ---
+    n = 100  # updates in a call
+    if len(env.observation_space.shape) == 3:
+        n = 1 if jax.default_backend() == "cpu" else 10
+    for name in ("total_steps", "log_interval", "eval_interval"):
+        args = replace(args, **{name: math.ceil(getattr(args, name) / n) * n})
+    print(f"updates in a call: {n}; the total and the intervals are rounded up to multiples of it")
+    tracker = begin(args, record)
 
-    def due(interval):
-        return step >= args.total_steps or (interval and step and step % interval == 0)
-    with tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1) as bar:
-        while True:
-            if stop or due(args.eval_interval):
-                content = dict(states=to_state_dict(jax.device_get(states)), step=step, recent=recent)
-                write(checkpoint, msgpack_serialize(content))
-            if due(args.eval_interval) and args.eval_episodes and not stop:
-                rows = [evaluate(args, policy, states, k, step, stop) for k in range(args.num_seeds)]
-                if not stop:
-                    report(args, step, "eval", rows)
-                    bar.set_postfix(success=f"{np.mean([row['success'] for row in rows]):.2f}")
-            if stop:
-                print(f"stopped after update {step}: --resume --run-dir {args.run_dir} goes on")
-                raise SystemExit(128 + stop[0])
-            if step >= args.total_steps:
-                return args.run_dir
-            began = time.perf_counter()
-            states, metrics = n_updates(states, keys, data, step)
-            means = {name: x.mean(axis=1) for name, x in jax.device_get(metrics).items()}
-            step += n
-            bar.update(n)
-            if bad := [name for name, x in means.items() if not np.isfinite(x).all()]:
-                raise SystemExit(f"not finite before update {step}: {', '.join(bad)}; {args.run_dir} is from before")
-            recent.append(dict(updates_per_second=np.full(args.num_seeds, n / (time.perf_counter() - began))) | means)
-            if due(args.log_interval):
-                columns = "updates_per_second", *metrics  # in this order after --resume as well
-                means = {name: np.mean([x[name] for x in recent], axis=0).tolist() for name in columns}
-                rows = [{name: x[k] for name, x in means.items()} for k in range(args.num_seeds)]
-                report(args, step, "train", rows)
-                recent = []
+    # --- Compile ---
+    data = jax.device_put(data)
+    learn_fn = jax.jit(partial(learn, args, n), donate_argnums=1)
+    learn_fn = learn_fn.lower(data, state, step).compile()
+    act_fn = jax.jit(partial(act_once, args))
+
+    def is_due(interval):
+        return step >= args.total_steps or step % (interval or np.inf) == 0
+
+    def save():
+        content = dict(state=to_state_dict(jax.device_get(state)), step=step)
+        write(Path(args.run_dir, "checkpoint.msgpack"), msgpack_serialize(content))
+
+    def log(name, row):
+        add_row(Path(args.run_dir, f"{name}.csv"), dict(step=step, seed=args.seed) | row)
+        if tracker:
+            tracker.log({f"{name}/{key}": number for key, number in row.items()}, step=step)
+
+    bar = tqdm(total=args.total_steps, initial=step, unit=" updates", mininterval=1)
+    stop = note_signals()
+    while True:
+        # --- Evaluate ---
+        if is_due(args.eval_interval) and not stop:
+            save()
+            if args.eval_episodes:
+                row = evaluate(args, act_fn, state, step, stop)
+                if row:
+                    log("eval", row)
+                    bar.set_postfix(success=row["success"])
+        if stop or step >= args.total_steps:
+            break
+
+        # --- Learn ---
+        began = time.perf_counter()
+        state, metrics = learn_fn(data, state, step)
+        metrics = jax.tree.map(float, jax.device_get(metrics))
+        rate = n / (time.perf_counter() - began)
+        step += n
+        bar.update(n)
+
+        # --- Log ---
+        bad = [name for name, number in metrics.items() if not np.isfinite(number)]
+        require(not bad, f"not finite at update {step}: {', '.join(bad)}; no checkpoint has it")
+        if is_due(args.log_interval):
+            log("train", dict(updates_per_second=rate) | metrics)
+    bar.close()
+    if stop:
+        save()
+        print(f"stopped after update {step}: --resume --run-dir {args.run_dir} goes on")
+        raise SystemExit(128 + stop[0])
 
 
-# ================================================================================================================ main
+# ============================================================================================ main
 
-def main():
-    args = tyro.cli(Args, description=__doc__.partition("\n")[0])
+
+def read_record(args):
+    """What args.json says of the run in --run-dir."""
+    path = Path(args.run_dir or "", "args.json")
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--run-dir {args.run_dir} holds no run: {error}")
+    is_ours = record["script"] == SCRIPT.stem
+    require(is_ours, f"--run-dir {args.run_dir} holds a run of {record['script']}.py")
+    return record
+
+
+def check_dataset(args, record):
+    """A run goes on with the dataset that it began with."""
+    before = read_record(args)["transitions"]
+    is_same = record["transitions"] == before
+    require(is_same, f"{record['dataset']} is not what the run began with: {before} transitions")
+
+
+def saved_args(args):
+    """The arguments of the run in --run-dir, but for what the command line gives anew."""
+    record = read_record(args)
+    saved = {name: value for name, value in record.items() if name in vars(args)}
+    saved = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+    args = tyro.cli(type(args), default=type(args)(**saved))
+    changed = {name for name in saved if vars(args)[name] != saved[name]}
+    changed -= {"total_steps", "log_interval", "eval_interval", "eval_episodes", "run_dir"}
+    changed -= {"capture_video", "track", "resume"}
+    is_same = args.eval_only or not changed
+    require(is_same, f"the run in {args.run_dir} has another {', '.join(sorted(changed))}")
+    return args
+
+
+def evaluate_only(args):
+    """Prints what an evaluation of the last checkpoint says, as a line of JSON."""
+    state, step = load_state(args, init_state(args, make_env(args)))
+    stop = note_signals()
+    row = evaluate(args, jax.jit(partial(act_once, args)), state, step, stop)
+    if stop:
+        raise SystemExit(128 + stop[0])
+    line = json.dumps(dict(step=step, seed=args.seed) | row)
+    print(line.replace("NaN", "null"))  # which JSON does not know
+
+
+def main(args_class=Args):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, it just ends
+    args = tyro.cli(args_class, description=__doc__.partition("\n")[0])
     if args.resume or args.eval_only:
-        path = Path(args.run_dir or "", "args.json")
-        record = json.loads(path.read_text()) if path.exists() else {}
-        if record.get("script") != Path(__file__).stem:
-            raise SystemExit(f"--resume and --eval-only need the --run-dir of a run of this script, not {args.run_dir}")
-        saved = {name: x for name, x in record.items() if name in vars(args) and name != "resume"}
-        saved |= {name: tuple(x) for name, x in saved.items() if isinstance(x, list)}
-        args = tyro.cli(Args, default=Args(**saved))  # that run's arguments are the defaults now
-        may_change = "total_steps log_interval eval_interval eval_episodes run_dir capture_video track".split()
-        changed = [name for name in saved if saved[name] != vars(args)[name] and name not in may_change]
-        if changed and (args.resume or "num_seeds" in changed):
-            raise SystemExit(f"the run in {args.run_dir} has another {', '.join(changed)}")
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
-    train(args, stop)
+        args = saved_args(args)
+    if args.eval_only:
+        evaluate_only(args)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":
