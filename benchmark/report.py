@@ -1,80 +1,85 @@
 """From run directories to learning curves and tables.
 
-    python benchmark/report.py runs/a runs/b --out curves.png     # these two runs
-    python benchmark/report.py runs/state --aggregate             # all runs below runs/state
+    python -m benchmark.report runs/a runs/b --out curves.png    # these runs
+    python -m benchmark.report runs/state                        # all runs below runs/state
 
-Writes the tables beside the figure (.md, .csv), success over alpha where runs differ in it (_alpha), bars where all
-methods are variants of one script (_bars), and with --aggregate interquartile means (_aggregate); every figure as .svg,
-too. A method is a script with its overrides: `lps` and `lps --latent normal` are two, everywhere. Unfinished runs are
-listed under the tables.
+Success is the mean over a run's last three evaluations, then over seeds; where an environment
+reports no success, the return takes its place. Beside the figure lie the tables (.md, .csv),
+success over alpha where runs differ in nothing else (_alpha), bars where all methods are variants
+of one script (_bars), and every figure as .svg.
 """
 
 import csv
 import json
 import math
 import re
-import sys
-import zipfile
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import tyro
-from scipy.stats import trim_mean
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts know their defaults
-from benchmark.figures import ENOUGH, LOOKS, STYLE, draw_alpha, draw_bars, draw_curves, interval, name_task
+from benchmark import SCRIPTS
+from benchmark.figures import ENOUGH, STYLE, draw_alpha, draw_bars, draw_curves, interval
 
-SOURCE = "arXiv 2603.05296, 1,000,000 updates on OGBench's own data, means over five tasks a domain, approximate"
-PLACES = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "all visual tasks")
-PUBLISHED = {method: {place: percent / 100 for place, percent in zip(PLACES, percents)} for method, percents in {
-    "lps": (95, 41, 79, 100, 22, 45), "dsrl": (99, 6, 78, 87, 21, 30), "qc_fql": (98, 39, 49, 39, 22, 35),
-    "qc_mfql": (96, 31, 46, 47, 24, 34), "cfgrl": (14, 3, 42, 2, 1, 47)}.items()}
-for method, percent in {"lps": 66, "lps --latent truncated-normal": 24, "lps --latent normal": 4, "lps --base flow": 54,
-                        "lps --base flow --flow-steps 1": 17, "lps --predict velocity": 0}.items():
-    PUBLISHED.setdefault(method, {})["all state tasks"] = percent / 100
-
-# published_curves.csv: what its rows call our methods, and the default tasks of its domains.
-CURVE_NAMES = {"dsrl": "DSRL", "qc_fql": "FQL", "ifql": "IFQL"}
+# published_means.csv has the paper's own numbers, published_curves.csv other groups' runs.
+CURVE_NAMES = {"dsrl": "DSRL", "qc_fql": "FQL", "ifql": "IFQL"}  # what the curves call our methods
 DEFAULT_TASKS = {"cube-double": "2", "scene": "2", "puzzle-3x3": "4"}
 
-# What may differ between the runs of one method.
-NOT_METHOD = ("env_id dataset_dir dataset_path seed num_seeds total_steps log_interval eval_interval eval_episodes "
-              "run_dir resume eval_only capture_video track action_dim").split()
-COLUMNS = ("task or domain", "method", "success", "95% from", "95% to", "published", "published curve", "difference",
-           "tasks", "updates", "seeds", "episodes", "data", "point of the curve")
-BEHIND = COLUMNS[8:]  # sets that say what stands behind a number
-LOCAL = ", collected locally"
-ROUNDED = ", trained through bfloat16.py"
-REPS = 2000  # of the bootstrap
+# What of args.json may differ between the runs of one method.
+NOT_METHOD = (
+    "env_id dataset_dir dataset_path seed total_steps log_interval eval_interval eval_episodes "
+    "run_dir resume eval_only capture_video track action_dim wandb_id products dataset "
+    "transitions trajectories python jax ogbench mujoco device"
+).split() + ["COLLECTED HERE"]
+LAST = 3  # evaluations behind a run's success
+NUMBERS = ("success", "return", "95% from", "95% to", "published", "published curve", "difference")
+BEHIND = ("tasks", "updates", "evaluations", "seeds", "episodes", "data")  # the numbers, in sets
+COLUMNS = ("task or domain", "method", *NUMBERS, *BEHIND)
+NOTE = (
+    f"Success is the mean over a run's last {LAST} evaluations (fewer if it has fewer) up to the "
+    "last step that all seeds reached, never the one at step 0, and then over seeds, with "
+    "Student's 95% interval; several tasks: the mean of their means. Published: arXiv 2603.05296, "
+    "1,000,000 updates on OGBench's own data, means over five tasks a domain, approximate. "
+    "Published curve: other groups' runs, the mean of their points within our updates."
+)
 
 
 @dataclass
 class Args:
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or directories to search for them
-    out: Path = Path("curves.png")  # the figure to write; tables and further figures go beside it
-    aggregate: bool = False  # interquartile means over the tasks that all methods have
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]  # runs, or directories to search for them
+    out: Path = Path("curves.png")  # the figure; tables and further figures go beside it
 
 
-# ================================================================================================================ Runs
+# ============================================================================================ Runs
+
+
+def read_defaults(record):
+    """The default arguments of a run's script in its environment; none of a script of your own."""
+    script = module = record["script"]
+    if script in ("lps", "ablations"):  # which has the flags of lps.py, and more
+        script, module = "lps", "benchmark.ablations"
+    if script not in SCRIPTS:
+        return {}
+    defaults = dict(vars(import_module(module).Args()))
+    for flag, by_domain in import_module(script).BY_DOMAIN.items():
+        defaults[flag] = next(x for domain, x in by_domain.items() if domain in record["env_id"])
+    return defaults
+
 
 def read_method(record):
-    """A run's script with the flags in which it departs from the script's defaults for its environment. Runs up to
-    commit 3e837bb say "algorithm", mf_bc was flow_bc --policy meanflow, and the flags of ablations.py were lps's."""
-    script = record.get("script") or record["algorithm"]
-    if record.get("policy") == "meanflow":
-        script = "mf_bc"
-    name = "lps" if script == "ablations" else script
-    by_domain = import_module(name).BY_DOMAIN
-    args = import_module("benchmark.ablations" if name == "lps" else name).Args()
-    for flag, default in vars(args).items():
-        if default is None and flag in by_domain:
-            default = next(x for domain, x in by_domain[flag].items() if domain in record["env_id"])
-        if flag not in NOT_METHOD and np.any(record.get(flag, default) != np.array(default)):
-            name += f" --{flag.replace('_', '-')} {' '.join(map(str, np.ravel(record[flag])))}"
+    """A run's script with the arguments in which it departs from the script's defaults."""
+    name = record["script"]
+    if name == "ablations":
+        name = "lps"
+    for flag, default in read_defaults(record).items():
+        values = np.ravel(record.get(flag, default)).tolist()
+        if flag not in NOT_METHOD and values != np.ravel(default).tolist():
+            name += f" --{flag.replace('_', '-')} {' '.join(map(str, values))}"
     return name
 
 
@@ -82,53 +87,55 @@ def but_alpha(method):
     return re.sub(r" --alpha \S+", "", method)
 
 
-def describe_data(record):
-    """How many transitions, whether collect.py made them, and whether bfloat16.py trained on them. Of older records the
-    dataset holds what is told of it, of newer ones its path."""
-    facts = record["dataset"] if isinstance(record["dataset"], dict) else record
-    mark = facts.get("mark", "")
-    if facts is record and zipfile.is_zipfile(record["dataset"]):
-        mark = zipfile.ZipFile(record["dataset"]).comment.decode(errors="replace")
-    words = f"{facts['transitions']:,} transitions" + (LOCAL if "collect.py" in mark else "")
-    return words + (ROUNDED if "products" in record else "")
+def read_run(path):
+    """What args.json holds, what follows from it, and {updates: a row of eval.csv}."""
+    run = json.loads((path / "args.json").read_text())
+    defaults, method = read_defaults(run), read_method(run)
+    settings = {name: x for name, x in run.items() if name not in NOT_METHOD}
+    run |= dict(path=path, method=method, settings={} if defaults else settings)
+    run["alpha"] = run.get("alpha", defaults.get("alpha"))
+    run["data"] = f"{run['transitions']:,} transitions"
+    if "COLLECTED HERE" in run:
+        run["data"] += ", collected locally"
+    if "products" in run:
+        run["data"] += ", trained through bfloat16.py"
+    run["evaluations"] = {}
+    if (path / "eval.csv").exists():
+        with open(path / "eval.csv") as file:
+            for row in csv.DictReader(file):
+                run["evaluations"][int(row["step"])] = {key: float(x) for key, x in row.items()}
+    return run
 
 
 def read_runs(places):
-    """{(task, method, seed): run} of all runs in and below the given directories, in the order of the tables. A run's
-    curve is {step: (success, episodes)}, without evaluations that report no success."""
-    runs = {}
-    for path in sorted({file.parent.resolve() for place in places for file in place.rglob("args.json")}):
-        record, rows = json.loads((path / "args.json").read_text()), []
-        if (path / "eval.csv").exists():
-            with open(path / "eval.csv") as file:
-                rows = [row for row in csv.DictReader(file) if row["success"] != "nan"]
-        for seed in range(record["seed"], record["seed"] + record["num_seeds"]):
-            key = record["env_id"], read_method(record), seed
-            if key in runs:
-                raise SystemExit(f"two runs of {key[1]} on {key[0]}, seed {seed}: {runs[key]['path']} and {path}")
-            curve = {int(row["step"]): (float(row["success"]), int(row["episodes"]))
-                     for row in rows if int(row["seed"]) == seed}
-            runs[key] = dict(path=path, curve=curve, alpha=record.get("alpha"), total_steps=record["total_steps"],
-                             data=describe_data(record))
-    order = [*LOOKS, *sorted(but_alpha(method) for _, method, _ in runs)]
+    """All runs in and below the given directories, in the order of the tables."""
+    paths = set()
+    for place in places:
+        paths |= {file.parent.resolve() for file in place.rglob("args.json")}
 
-    def place_in_table(key):
-        return key[0], order.index(but_alpha(key[1])), runs[key]["alpha"] or 0, key[2]
+    def place_in_table(run):
+        script = run["method"].split()[0]
+        order = SCRIPTS.index(script) if script in SCRIPTS else len(SCRIPTS)
+        return run["env_id"], order, but_alpha(run["method"]), run["alpha"] or 0, run["seed"]
 
-    return {key: runs[key] for key in sorted(runs, key=place_in_table)}
+    return sorted([read_run(path) for path in sorted(paths)], key=place_in_table)
 
 
-# =========================================================================================================== Published
+# ======================================================================================= Published
+
 
 @cache
-def read_curves():
-    """{(domain, task, method): {updates: success}} of other groups' published runs."""
-    curves = {}
-    with open(Path(__file__).with_name("published_curves.csv")) as file:
-        for row in csv.DictReader(file):
-            key = row["domain"].removesuffix(" (sparse)"), row["task"], row["method"]
-            curves.setdefault(key, {})[int(row["updates"])] = float(row["success"])
-    return curves
+def read_published(name):
+    with open(Path(__file__).with_name(name)) as file:
+        return list(csv.DictReader(file))
+
+
+def find_mean(place, method):
+    """The paper's success in a domain, or over all tasks, after 1,000,000 updates."""
+    for row in read_published("published_means.csv"):
+        if (row["place"], row["method"]) == (place, method):
+            return float(row["success"])
+    return None
 
 
 def get_domain(task):
@@ -136,214 +143,205 @@ def get_domain(task):
     return re.split("-play|-singletask", task)[0]
 
 
-def get_number(task):
-    found = re.search(r"-task(\d+)", task)
-    return found[1] if found else DEFAULT_TASKS.get(get_domain(task))
-
-
 def find_curves(task):
-    """{published name: curve} on a task."""
-    domain, number = get_domain(task), get_number(task)
-    curves = {name: read_curves().get((domain, number, name)) for name in CURVE_NAMES.values()}
-    return {name: curve for name, curve in curves.items() if curve}
+    """{published name: {updates: success}} of a task, of the methods that we have."""
+    domain, curves = get_domain(task), {}
+    number = re.search(r"-task(\d+)", task)
+    number = number[1] if number else DEFAULT_TASKS.get(domain)
+    for row in read_published("published_curves.csv"):
+        is_ours = row["domain"].removesuffix(" (sparse)") == domain and row["task"] == number
+        if is_ours and row["method"] in CURVE_NAMES.values():
+            curves.setdefault(row["method"], {})[int(row["updates"])] = float(row["success"])
+    return curves
 
 
-def find_point(task, method, updates):
-    """The last published success of a method up to a number of updates, and of what it is. Where no curve is published,
-    the one number of the domain stands for it."""
-    curve, of = find_curves(task).get(CURVE_NAMES.get(method)), "same task"
-    if curve is None:
-        curve, of = {1_000_000: PUBLISHED.get(method, {}).get(get_domain(task))}, "mean of five tasks"
-    steps = [step for step in curve if step <= updates and curve[step] is not None]
-    if not steps:
-        return None, set()
-    return curve[max(steps)], {f"{of} after {max(steps):,} updates"}
+# ========================================================================================== Tables
 
 
-# ============================================================================================================== Tables
+def task_row(task, method, cell, measure):
+    """A method's row: the mean over each seed's last evaluations up to the last step that all of
+    them reached, then over seeds. The evaluation at step 0, of an untrained policy, is drawn but
+    never among them. Beside the columns of the tables it has what the figures need."""
+    steps = [set(run["evaluations"]) for run in cell]
+    curve = {}
+    for step in sorted(set.intersection(*steps)):
+        values = [run["evaluations"][step][measure] for run in cell]
+        if not np.isnan(values).any():
+            curve[step] = values
+    last = [step for step in curve if step > 0][-LAST:]
+    if not last:
+        return None
+    ends = np.mean([curve[step] for step in last], axis=0)
+    row = dict.fromkeys(COLUMNS) | {"task or domain": task, "method": method, "tasks": {1}}
+    row[measure] = np.mean(ends)
+    row["95% from"], row["95% to"] = interval(ends, measure)
+    row["updates"], row["evaluations"], row["seeds"] = set(last), {len(last)}, {len(cell)}
+    row["episodes"] = {int(run["evaluations"][last[-1]]["episodes"]) for run in cell}
+    row["data"] = {run["data"] for run in cell}
+    row |= dict(measure=measure, curve=curve, ends=ends, alpha=cell[0]["alpha"])
+    row |= {"published curves": {}, "final": None}
+    if measure == "success":
+        row["final"] = find_mean(get_domain(task), method)
+        row["published curves"] = find_curves(task)
+        published = row["published curves"].get(CURVE_NAMES.get(method), {})
+        points = [x for step, x in published.items() if last[0] <= step <= last[-1]]
+        if points:
+            row["published curve"] = np.mean(points)
+            row["difference"] = row["success"] - row["published curve"]
+    return row
+
+
+def check(cell):
+    """The runs of a row, in the order of their seeds, are one method's. (Of a script whose defaults
+    are not known, the name alone does not say so.)"""
+    for run, other in pairwise(cell):
+        both = f"{run['path']} and {other['path']} are runs of {run['method']}"
+        if run["seed"] == other["seed"]:
+            raise SystemExit(f"{both} with the same task and seed: report one of them")
+        differ = [key for key, x in run["settings"].items() if other["settings"].get(key) != x]
+        if differ:
+            raise SystemExit(f"{both} with another {', '.join(differ)}: report them apart")
+
 
 def task_rows(runs):
-    """For each task and method the mean over seeds after the last step that all evaluated seeds reached; and for the
-    figures the curve, {step: successes}, and each seed's success at its end."""
-    cells, rows = {}, []
-    for (task, method, seed), run in runs.items():
-        if run["curve"]:
-            cells.setdefault((task, method), {})[seed] = run
+    """A row for each task and method. A task of which no run reports a success has its return."""
+    cells, measures = {}, {}
+    for run in runs:
+        successes = [row["success"] for row in run["evaluations"].values()]
+        if not np.isnan(successes).all():
+            measures[run["env_id"]] = "success"
+        if max(run["evaluations"], default=0) > 0:
+            cells.setdefault((run["env_id"], run["method"]), []).append(run)
+    rows = []
     for (task, method), cell in cells.items():
-        steps = sorted(set.intersection(*(set(run["curve"]) for run in cell.values())))
-        if steps:
-            curve = {step: [run["curve"][step][0] for run in cell.values()] for step in steps}
-            values = curve[steps[-1]]
-            success, (point, of_point) = np.mean(values), find_point(task, method, steps[-1])
-            behind = ({1}, {steps[-1]}, {len(cell)}, {run["curve"][steps[-1]][1] for run in cell.values()},
-                      {run["data"] for run in cell.values()}, of_point)
-            numbers = task, method, success, *interval(values), None, point, subtract(success, point)
-            rows.append(dict(zip(COLUMNS, (*numbers, *behind))) | dict(
-                curve=curve, at_end=dict(zip(cell, values)), alpha=[*cell.values()][0]["alpha"],
-                final=PUBLISHED.get(method, {}).get(get_domain(task)), published_curves=find_curves(task)))
-    return rows
-
-
-def subtract(success, point):
-    return None if point is None else success - point
+        check(cell)
+        rows.append(task_row(task, method, cell, measures.get(task, "return")))
+    return [row for row in rows if row]
 
 
 def union(rows, column):
-    return set.union(*(row[column] for row in rows))
+    return set().union(*(row[column] for row in rows))
 
 
-def mean_row(name, rows):
-    """The mean of tasks' rows of one method, and all that stands behind it."""
-    method, success, point = rows[0]["method"], np.mean([row["success"] for row in rows]), None
-    behind = {column: union(rows, column) for column in BEHIND} | dict(tasks={len(rows)})
-    if all(row["point of the curve"] for row in rows):
-        point = np.mean([row["published curve"] for row in rows])
-    else:  # the mean of some of the tasks is not to be compared with
-        behind["point of the curve"] = set()
-    published = PUBLISHED.get(method, {}).get(name)
-    numbers = name, method, success, None, None, published, point, subtract(success, point)
-    return dict(zip(COLUMNS, numbers)) | behind
+def mean_row(place, rows):
+    """The mean of a method's rows, and all that stands behind it."""
+    row = dict.fromkeys(COLUMNS) | {"task or domain": place, "method": rows[0]["method"]}
+    row |= {column: union(rows, column) for column in BEHIND} | {"tasks": {len(rows)}}
+    row["published"] = find_mean(place, row["method"])
+    for column in ("success", "published curve", "difference"):
+        if all(row[column] is not None for row in rows):
+            row[column] = np.mean([row[column] for row in rows])
+    return row
 
 
 def mean_rows(rows):
     """Per domain, and over all state or visual tasks, if a method has them of several domains."""
     domains, kinds = {}, {}
     for row in rows:
-        domain, method = get_domain(row["task or domain"]), row["method"]
-        kind = "all visual tasks" if domain.startswith("visual-") else "all state tasks"
-        domains.setdefault((domain, method), []).append(row)
-        kinds.setdefault((kind, method), []).append(row)
-    groups = domains | {key: group for key, group in kinds.items() if group not in domains.values()}
-    return [mean_row(name, group) for (name, _), group in groups.items()]
+        if row["measure"] == "success":
+            domain = get_domain(row["task or domain"])
+            kind = "all visual tasks" if domain.startswith("visual-") else "all state tasks"
+            domains.setdefault((domain, row["method"]), []).append(row)
+            kinds.setdefault((kind, row["method"]), []).append(row)
+    several = {key: group for key, group in kinds.items() if group not in domains.values()}
+    return [mean_row(place, group) for (place, _), group in (domains | several).items()]
 
 
-def aggregate(rows):
-    """Interquartile means over the tasks that all methods have, as in rliable (arXiv 2108.13264). The 95% intervals are
-    of the bootstrap, seeds drawn anew for each task; a single seed has none."""
-    of, means, iqm = {}, [], partial(trim_mean, proportiontocut=0.25, axis=None)
-    for row in rows:
-        of.setdefault(row["method"], {})[row["task or domain"]] = row
-    tasks = sorted(set.intersection(*map(set, of.values())))
-    for method, row_of in of.items():
-        ends = [row_of[task]["at_end"] for task in tasks]
-        seeds = sorted(set.intersection(*map(set, ends))) if ends else []
-        if not seeds:
-            raise SystemExit(f"--aggregate needs tasks that every method, and a seed of {method}, was evaluated on")
-        scores, rng = np.array([[end[seed] for end in ends] for seed in seeds]), np.random.default_rng(0)
-        draws = [rng.integers(len(seeds), size=scores.shape) for _ in range(REPS)]
-        low, high = np.percentile([iqm(np.take_along_axis(scores, draw, axis=0)) for draw in draws], (2.5, 97.5))
-        if len(seeds) == 1:
-            low = high = math.nan
-        row = mean_row(f"IQM of {len(tasks)} task(s)", [row_of[task] for task in tasks])
-        means.append(row | {"success": iqm(scores), "95% from": low, "95% to": high, "seeds": {len(seeds)},
-                            "published curve": None, "difference": None, "point of the curve": set(),
-                            "at_end": {seed: iqm(score) for seed, score in zip(seeds, scores)}})
-    return means
-
-
-def text(x, digits=2):
+def text(entry, digits=2):
     """An entry of a table; of a set its words, or the range of its numbers."""
-    if isinstance(x, set) and all(isinstance(word, str) for word in x):
-        return "; ".join(sorted(x))
-    if isinstance(x, set):
-        return " to ".join(f"{n:,}" for n in sorted({min(x), max(x)}))
-    if isinstance(x, str):
-        return x
-    return "" if x is None or math.isnan(x) else f"{x:.{digits}f}"
+    if isinstance(entry, str):
+        return entry
+    if isinstance(entry, set) and all(isinstance(word, str) for word in entry):
+        return "; ".join(sorted(entry))
+    if isinstance(entry, set):
+        return " to ".join(f"{number:,}" for number in sorted({min(entry), max(entry)}))
+    return "" if entry is None or math.isnan(entry) else f"{entry:.{digits}f}"
 
 
-def markdown(rows):
+def make_cells(row, digits):
+    return [text(row[column], digits) for column in COLUMNS]
+
+
+def make_markdown(rows):
     """A table of the columns in which any row has something."""
-    cells = [[text(row[column]) for column in COLUMNS] for row in rows]
-    shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in cells)]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-    return "\n".join("| " + " | ".join(line[i] or "-" for i in shown) + " |" for line in lines)
+    cells = [make_cells(row, 2) for row in rows]
+    shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
+    lines = []
+    for line in (COLUMNS, len(COLUMNS) * ["---"], *cells):
+        lines.append("| " + " | ".join(line[i] or "-" for i in shown) + " |")
+    return "\n".join(lines)
 
 
-# ============================================================================================================= Figures
-
-def tell_data(rows):
-    """The data behind a figure; where panels differ in them, with their tasks."""
-    tasks = {}
-    for row in rows:
-        for data in sorted(row["data"]):
-            tasks.setdefault(data, {})[name_task(row["task or domain"])] = True
-    if len({tuple(names) for names in tasks.values()}) == 1:
-        return text(union(rows, "data"))
-    return "; ".join(f"{data} ({'; '.join(names)})" for data, names in tasks.items())
+def write_csv(rows, path):
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow(re.sub(r"(?<=\d),(?=\d)", "", cell) for cell in make_cells(row, 6))
 
 
-def tell_n(rows, mean_is, interval_is):
+def list_unfinished(runs):
+    lines = []
+    for run in runs:
+        end, total = max(run["evaluations"], default=0), run["total_steps"]
+        if end < total:
+            where = f"{run['method']} on {run['env_id']}, seed {run['seed']}"
+            lines.append(f"- {where}: evaluated up to {end:,} of {total:,} updates")
+    return "\n".join(["Unfinished:", "", *lines]) if lines else ""
+
+
+# ========================================================================================= Figures
+
+
+def tell(rows, is_last=False):
     """What stands behind a figure, for its caption."""
-    seeds = union(rows, "seeds")
-    words = f"Seeds: n = {text(seeds)}, {text(union(rows, 'episodes'))} episodes each"
-    if max(seeds) > 1:
-        words += f"; {mean_is}"
-    if min(seeds) < ENOUGH:
-        words += "; a mark is one seed"
+    seeds, episodes = union(rows, "seeds"), text(union(rows, "episodes"))
+    words = f"Seeds: n = {text(seeds)}, {episodes} episodes an evaluation; a mark is one seed, "
+    words += "a line or bar the mean"
     if max(seeds) >= ENOUGH:
-        words += f"; {interval_is}, from {ENOUGH} seeds on"
-    return f"{words}. Data: {tell_data(rows)}."
+        words += f", from {ENOUGH} seeds on with its 95% interval (Student)"
+    if is_last:
+        words = f"Means over the evaluations after {text(union(rows, 'updates'))} updates. {words}"
+    return f"{words}. Data: {text(union(rows, 'data'))}."
 
 
-def tell_updates(rows):
-    return f"After {text(union(rows, 'updates'))} updates. "
-
-
-def draw(rows, iqms, path):
-    groups = {}  # of runs that differ in nothing but alpha; 0 has no place on a log axis
+def draw(rows, path):
+    groups = {}  # of rows that differ in nothing but alpha; 0 has no place on a log axis
     for row in rows:
         if row["alpha"]:
-            groups.setdefault((row["task or domain"], but_alpha(row["method"])), []).append(row)
+            key = row["task or domain"], but_alpha(row["method"])
+            groups.setdefault(key, []).append(row)
     sweeps = {key: group for key, group in groups.items() if len(group) > 1}
-    swept = [id(row) for group in sweeps.values() for row in group if "--alpha" in row["method"]]  # too many curves
-    line = "a line is their mean", "a band its 95% interval (Student)"
-    if curves := [row for row in rows if id(row) not in swept]:
-        draw_curves(curves, tell_n(curves, *line), path)
-        methods = {row["method"] for row in curves}
-        if len(methods) > 1 and len({method.split()[0] for method in methods}) == 1:
-            n = tell_n(curves, "a bar is their mean", "a black line its 95% interval (Student)")
-            draw_bars(curves, "success rate", tell_updates(curves) + n, path.with_stem(f"{path.stem}_bars"))
+    ends = [row for group in sweeps.values() for row in group]
+    swept = [id(row) for row in ends if "--alpha" in row["method"]]  # too many for curves
+    curves = [row for row in rows if id(row) not in swept]
+    methods = {row["method"] for row in curves}
+    if curves:
+        draw_curves(curves, tell(curves), path)
+    if len(methods) > 1 and len({method.split()[0] for method in methods}) == 1:
+        draw_bars(curves, tell(curves, is_last=True), path.with_stem(f"{path.stem}_bars"))
     if sweeps:
-        ends = [row for group in sweeps.values() for row in group]
-        draw_alpha(sweeps, tell_updates(ends) + tell_n(ends, *line), path.with_stem(f"{path.stem}_alpha"))
-    if iqms:
-        n = tell_n(iqms, "a bar is their interquartile mean", "a black line its 95% interval (bootstrap)")
-        draw_bars(iqms, "interquartile mean of the success rate", tell_updates(iqms) + n,
-                  path.with_stem(f"{path.stem}_aggregate"))
+        draw_alpha(sweeps, tell(ends, is_last=True), path.with_stem(f"{path.stem}_alpha"))
 
 
-# ================================================================================================================ main
+# ============================================================================================ main
+
 
 def main(args):
     runs = read_runs(args.run_dirs)
     rows = task_rows(runs)
     if not rows:
-        raise SystemExit("in and below these directories no run's success has been evaluated")
-    means, iqms = mean_rows(rows), aggregate(rows) if args.aggregate else []
-    parts = [markdown(part) for part in (rows, means, iqms) if part]
-    note = ("A task's success is the mean over seeds after the last step that all of them reached, with Student's 95% "
-            "interval; episodes are per seed. Several tasks: the mean of their means. ")
-    if iqms:
-        note += f"IQM: over seeds and tasks, {REPS:,} stratified bootstrap samples. "
-    if any(row["point of the curve"] for row in rows):
-        note += ("Published curve: other groups' published runs (published_curves.csv), the last point not beyond our "
-                 "updates; difference: our success minus that. ")
-    parts.append(f"{note}Published: {SOURCE}.")
-    ends = [(*key, max(run["curve"], default=0), run["total_steps"]) for key, run in runs.items()]
-    unfinished = [f"- {method} on {task}, seed {seed}: evaluated up to {end:,} of {total:,} updates"
-                  for task, method, seed, end, total in ends if end < total]
-    if unfinished:
-        parts += ["Unfinished:", "\n".join(unfinished)]
-    print("\n\n".join(parts))
+        raise SystemExit("in and below these directories no run has been evaluated after an update")
+    means = mean_rows(rows)
+    tables = [make_markdown(table) for table in (rows, means) if table]
+    page = "\n\n".join([*tables, NOTE, list_unfinished(runs)]).strip()
+    print(page)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-    with open(args.out.with_suffix(".csv"), "w", newline="") as file:
-        table = [[re.sub(r"(?<=\d),(?=\d)", "", text(row[key], 6)) for key in COLUMNS] for row in rows + means + iqms]
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
+    args.out.with_suffix(".md").write_text(page + "\n")
+    write_csv(rows + means, args.out.with_suffix(".csv"))
     with matplotlib.rc_context(STYLE):
-        draw(rows, iqms, args.out)
+        draw(rows, args.out)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__.split("\n")[0]))
+    main(tyro.cli(Args, description=__doc__.partition("\n")[0]))

@@ -1,0 +1,239 @@
+"""benchmark/report.py: which runs belong together, what the tables say of them, what is drawn."""
+
+import csv
+import json
+from math import nan
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from benchmark import ROOT, report
+
+RESULTS = ROOT / "benchmark/results"
+CUBE = "cube-single-play-singletask-v0"
+PUZZLE = "puzzle-3x3-play-singletask-task1-v0"
+# The runs of committed tables that hold others than those below their own directory.
+PLACES = {
+    "comparison/cube-single.csv": [f"lps/{CUBE}", f"comparison/{CUBE}"],
+    "comparison/puzzle-3x3.csv": [f"comparison/{PUZZLE}"],
+    "scaled-down-alpha/curves.csv": [
+        "scaled-down-alpha",
+        f"first-version/{CUBE}/lps/seed0",
+        f"scaled-down/{CUBE}/qc_mfql/seed0",
+    ],
+    "scaled-down-ablations/curves.csv": [
+        "scaled-down-ablations",
+        f"first-version/{CUBE}/lps/seed0",
+    ],
+}
+TABLES = {*PLACES, *(f"{path.parent.name}/curves.csv" for path in RESULTS.glob("*/curves.csv"))}
+
+
+def make_run(path, script, successes, task=CUBE, seed=0, interval=100, returns=None, **record):
+    """A run with an evaluation at 0 and after every interval."""
+    path.mkdir(parents=True)
+    steps = range(0, interval * len(successes), interval)
+    facts = dict(dataset="x.npz", transitions=1000, trajectories=10, device="cpu")
+    record = dict(script=script, env_id=task, seed=seed, total_steps=steps[-1]) | record
+    (path / "args.json").write_text(json.dumps(record | facts))
+    lines = ["step,seed,success,return,length,episodes,seconds"]
+    for step, success, value in zip(steps, successes, returns or successes, strict=True):
+        lines.append(f"{step},{seed},{success},{value},1,50,1")
+    (path / "eval.csv").write_text("\n".join([*lines, ""]))
+
+
+@pytest.fixture
+def make_report(tmp_path, monkeypatch):
+    """Reports what lies in tmp_path: {(task, method): its row of the table}, {name: figure}."""
+    made = {}
+
+    def keep(figure, path, **how):
+        made[path.stem] = figure
+
+    def make():
+        report.main(report.Args((tmp_path,), tmp_path / "out/curves.png"))
+        return read_table(tmp_path / "out/curves.csv"), made
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return make
+
+
+def read_table(path):
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    return {(row["task or domain"], row["method"]): row for row in rows}
+
+
+def words(figure):
+    return [text for text in figure.findobj(Text) if text.get_text()]
+
+
+# ======================================================================================== Methods
+
+
+def test_runs_with_layers_of_another_shape_are_other_methods(tmp_path, make_report):
+    make_run(tmp_path / "a", "lps", [0, 0.2], critic_hidden_dims=[256, 256, 256, 256])
+    make_run(tmp_path / "b", "lps", [0, 0.4], critic_hidden_dims=[256])
+    make_run(tmp_path / "c", "lps", [0, 0.6], critic_hidden_dims=[256, 256], seed=1)
+    rows, _ = make_report()
+    found = {method: row["success"][:3] for (task, method), row in rows.items() if task == CUBE}
+    two = "lps --critic-hidden-dims 256 256"
+    assert found == {"lps": "0.2", "lps --critic-hidden-dims 256": "0.4", two: "0.6"}
+
+
+def test_a_default_that_depends_on_the_domain_makes_no_method(tmp_path, make_report):
+    make_run(tmp_path / "a", "qc_fql", [0, 0.2], alpha=30.0, sparse=False)
+    make_run(tmp_path / "b", "qc_fql", [0, 0.4], PUZZLE, alpha=3.0, sparse=True)
+    make_run(tmp_path / "c", "qc_fql", [0, 0.6], alpha=3.0)
+    rows, _ = make_report()
+    assert {(CUBE, "qc_fql"), (PUZZLE, "qc_fql"), (CUBE, "qc_fql --alpha 3.0")} <= {*rows}
+    assert float(rows["all state tasks", "qc_fql"]["success"]) == pytest.approx(0.3)
+
+
+def test_ablations_are_variants_of_lps(tmp_path, make_report):
+    make_run(tmp_path / "a", "lps", [0, 0.5])
+    make_run(tmp_path / "b", "ablations", [0, 0.1], latent="normal", alpha=1.0)
+    for alpha in (0.1, 10.0):
+        make_run(tmp_path / str(alpha), "ablations", [0, 0.5], alpha=alpha)
+    rows, made = make_report()
+    variants = ["lps --alpha 0.1", "lps --alpha 10.0", "lps --latent normal"]
+    assert sorted(method for task, method in rows if task == CUBE) == ["lps", *variants]
+    assert {*made} == {"curves", "curves_alpha", "curves_bars"}
+    drawn = {text.get_text() for text in words(made["curves"])}
+    assert {"LPS", "LPS, latent normal"} <= drawn and "LPS, alpha 10.0" not in drawn
+
+
+def test_a_script_that_report_has_never_heard_of(tmp_path, make_report):
+    make_run(tmp_path / "lps", "lps", [0, 0.5])
+    make_run(tmp_path / "own", "my_method", [0, 0.4], width=3)
+    make_run(tmp_path / "own1", "my_method", [0, 0.6], seed=1, width=3)
+    make_run(tmp_path / "other", "my_ablations", [0, 0.1])
+    rows, made = make_report()
+    assert float(rows[CUBE, "my_method"]["success"]) == pytest.approx(0.5)
+    labels = {text.get_text(): text.get_color() for text in words(made["curves"])}
+    colours = [labels[name] for name in ("LPS", "my_method", "my_ablations")]
+    assert len({*colours}) == 3
+    make_run(tmp_path / "own2", "my_method", [0, 0.9], seed=2, width=4)
+    with pytest.raises(SystemExit, match="another width"):
+        make_report()
+
+
+def test_two_runs_of_one_method_with_one_seed_are_refused(tmp_path, make_report):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, "lps", [0, 0.5])
+    with pytest.raises(SystemExit, match="same task and seed"):
+        make_report()
+
+
+# ========================================================================================= Tables
+
+
+def test_success_is_the_mean_of_the_last_three_evaluations(tmp_path, make_report, capsys):
+    make_run(tmp_path / "0", "lps", [0.9, 0.1, 0.2, 0.4, 0.6])
+    make_run(tmp_path / "1", "lps", [0.9, 0.5, 0.3, 0.4, 0.8, 1.0], seed=1, total_steps=900)
+    make_run(tmp_path / "2", "lps", [0.9], seed=2, total_steps=400)  # has just begun
+    make_run(tmp_path / "3", "dsrl", [0.9, 0.2, 0.4])
+    rows, made = make_report()
+    row = rows[CUBE, "lps"]
+    assert [row[name] for name in ("updates", "evaluations", "seeds")] == ["200 to 400", "3", "2"]
+    # 0.4 and 0.5: mean 0.45, standard error 0.05, t of one degree of freedom 12.706
+    told = [float(row[name]) for name in ("success", "95% from", "95% to")]
+    assert told == pytest.approx([0.45, 0, 1], abs=1e-4)
+    assert float(rows[CUBE, "dsrl"]["success"]) == pytest.approx(0.3)
+    assert rows[CUBE, "dsrl"]["updates"] == "100 to 200"
+    curve = made["curves"].axes[0].lines[0].get_ydata()
+    assert list(curve) == pytest.approx([0.9, 0.3, 0.25, 0.4, 0.7])  # each evaluation as it is
+    lines = capsys.readouterr().out.splitlines()
+    assert f"- lps on {CUBE}, seed 1: evaluated up to 500 of 900 updates" in lines
+    assert f"- lps on {CUBE}, seed 2: evaluated up to 0 of 400 updates" in lines
+
+
+def test_a_task_without_success_has_its_return(tmp_path, make_report):
+    for seed in (0, 1):
+        returns = [-900, -500 - seed, -300, -100]
+        path = tmp_path / f"pendulum{seed}"
+        make_run(path, "lps", 4 * [nan], "Pendulum-v1", seed, returns=returns)
+    make_run(tmp_path / "cube", "lps", [0, 0.4], returns=[-200, -150])
+    rows, made = make_report()
+    row = rows["Pendulum-v1", "lps"]
+    assert (row["success"], row["return"]) == ("", "-300.166667")
+    assert float(row["95% to"]) == pytest.approx(-300.1667 + 12.706 / 6, abs=1e-3)
+    assert (rows[CUBE, "lps"]["success"], rows[CUBE, "lps"]["return"]) == ("0.400000", "")
+    assert {task for task, _ in rows} == {"Pendulum-v1", CUBE, "cube-single"}
+    heights = {axis.get_ylabel(): axis.get_ylim() for axis in made["curves"].axes}
+    assert heights["success"] == pytest.approx((-0.03, 1.03)) and heights["return"][0] < -800
+
+
+def test_what_is_told_of_the_data_stands_in_args_json(tmp_path, make_report):
+    mark = {"COLLECTED HERE": {"collected_by": "benchmark/collect.py"}, "products": "bfloat16"}
+    make_run(tmp_path / "a", "lps", [0, 0.5], **mark)
+    make_run(tmp_path / "b", "dsrl", [0, 0.5], dataset_dir="~/.ogbench/collected")
+    rows, _ = make_report()
+    told = "1000 transitions, collected locally, trained through bfloat16.py"
+    assert rows[CUBE, "lps"]["data"] == told
+    assert rows[CUBE, "dsrl"]["data"] == "1000 transitions"
+
+
+def test_means_of_tasks_stand_beside_what_is_published(tmp_path, make_report):
+    curve = [0, 0.2, 0.4, 0.6]  # published at 50,000: 0.041, at 100,000: 0.528
+    make_run(tmp_path / "a", "dsrl", curve, PUZZLE, interval=40_000)
+    make_run(tmp_path / "b", "dsrl", [0, 0.5], interval=40_000)
+    make_run(tmp_path / "c", "dsrl", [0, 0.1], "scene-play-singletask-v0", interval=40_000)
+    rows, made = make_report()
+    row = rows[PUZZLE, "dsrl"]
+    assert row["updates"] == "40000 to 120000"
+    assert float(row["published curve"]) == pytest.approx((0.041 + 0.528) / 2, abs=1e-3)
+    assert float(row["difference"]) == pytest.approx(0.4 - (0.041 + 0.528) / 2, abs=1e-3)
+    assert rows["scene-play-singletask-v0", "dsrl"]["published curve"] == ""  # from 50,000 on
+    assert rows["cube-single", "dsrl"]["published"] == "0.990000"
+    assert float(rows["all state tasks", "dsrl"]["success"]) == pytest.approx(1 / 3)
+    assert "published DSRL" in {text.get_text() for text in words(made["curves"])}
+
+
+# ======================================================================================== Figures
+
+
+def test_figures_can_be_read_and_claim_no_interval_of_few_seeds(tmp_path, make_report):
+    for seed in range(6):
+        make_run(tmp_path / f"lps{seed}", "lps", [0, 0.1 * seed], seed=seed)
+    for seed in range(5):
+        make_run(tmp_path / f"dsrl{seed}", "dsrl", [0, 0.1 * seed], seed=seed)
+    _, made = make_report()
+    texts = words(made["curves"])
+    drawn = {text.get_text() for text in texts}
+    assert {"cube-single, default task", "LPS", "DSRL"} <= drawn
+    assert any("n = 5 to 6, 50 episodes an evaluation" in text for text in drawn)
+    assert min(text.get_size() for text in texts) >= 14
+    assert len(made["curves"].axes[0].collections) == 1  # the band of LPS
+
+
+def test_the_figure_is_written_as_it_is_asked_for_and_as_svg(tmp_path):
+    make_run(tmp_path / "run", "lps", [0, 0.5])
+    report.main(report.Args((tmp_path,), tmp_path / "out/success.png"))
+    for name in ("success.png", "success.svg"):
+        assert (tmp_path / "out" / name).stat().st_size > 5_000
+
+
+# ========================================================================================= Records
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_the_committed_tables_are_those_of_the_committed_runs(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda rows, path: None)
+    places = PLACES.get(table, [table.partition("/")[0]])
+    report.main(report.Args(tuple(RESULTS / place for place in places), tmp_path / "curves.png"))
+    for suffix in (".md", ".csv"):
+        committed = (RESULTS / table).with_suffix(suffix).read_text()
+        assert (tmp_path / "curves").with_suffix(suffix).read_text() == committed
+
+
+def test_the_committed_records_are_of_scripts_that_exist():
+    for path in RESULTS.rglob("args.json"):
+        record = json.loads(path.read_text())
+        known = report.read_defaults(record)
+        own = record["script"] in ("dsrl_min", "lps_mean")  # of one question, not kept
+        assert own or known, path
+        later = [*record][[*record].index("dataset") :]
+        arguments = {*record} - {*later, "script", "products"}
+        assert own or arguments <= {*known}, path
