@@ -9,7 +9,9 @@
 
 A flow policy v imitates the data, and nothing improves on them. It is an ordinary differential
 equation from noise to a chunk of actions, solved in ten Euler steps.
-Time t is 0 at the data and 1 at the noise, here and in all scripts.
+
+Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
+1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
 
     policy  min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
 
@@ -56,7 +58,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Args:
-    env_id: str = "cube-single-play-singletask-v0"  # OGBench's, or any with a --dataset-path
+    env_id: str = "cube-single-play-singletask-v0"  # of OGBench, or any with a --dataset-path
     dataset_dir: str = "~/.ogbench/data"  # where OGBench's datasets lie, or are downloaded to
     dataset_path: str | None = None  # an .npz of your own
     sparse: bool | None = None  # rewards are -1 until solved, then 0 (default: scene, puzzle-3x3)
@@ -70,7 +72,7 @@ class Args:
     num_critics: int = 2  # critics in the ensemble
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # layer widths of the policy
     critic_hidden_dims: tuple[int, ...] = (256, 256, 256, 256)  # layer widths of the critics
-    log_interval: int = 5_000  # updates between rows of train.csv, means of a call; 0: at the end
+    log_interval: int = 5_000  # updates between rows of train.csv; 0: one row, at the end
     eval_interval: int = 100_000  # updates between evaluations; 0: only at the start and the end
     eval_episodes: int = 50  # episodes in an evaluation; 0: never evaluate
     run_dir: str | None = None  # of the run (default: runs/{env_id}__{script}__{seed}__{time})
@@ -84,7 +86,7 @@ class Args:
     flow_steps: int = 10  # Euler steps from noise to a chunk
 
 
-BY_DOMAIN = {  # arguments that were not given: the first entry whose name is in the env id
+BY_DOMAIN = {  # defaults: of the first entry whose name is in the env id, as "" always is
     "sparse": {"scene": True, "puzzle-3x3": True, "": False},
 }
 
@@ -110,7 +112,7 @@ class Encoder(nn.Module):
 
 
 class Network(nn.Module):
-    """An MLP. Observations can be encoded once, to be used several times."""
+    """An MLP. With encode=True it gives the features of s, which it later takes in place of s."""
 
     hidden_dims: tuple[int, ...]
     output_dim: int
@@ -169,12 +171,12 @@ def descend(state, losses):
 def imitation_loss(policy, params, s, a, e, key):
     """Flow matching from noise e at t = 1 to a chunk a at t = 0.
 
-    E (v(s, z, t) - (e - a))^2,  z = (1-t) a + t e
+    E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e
     """
     h = policy.apply_fn(params, s, encode=True)
     t = jax.random.uniform(key, (len(a), 1))
-    z = (1 - t) * a + t * e
-    v = policy.apply_fn(params, h, z, t)
+    z_t = (1 - t) * a + t * e
+    v = policy.apply_fn(params, h, z_t, t)
     return jnp.mean((v - (e - a)) ** 2), {}
 
 
@@ -229,13 +231,13 @@ FRAMES = 3  # of pixels that make an observation
 
 
 def require(holds, message):
-    """A mistake of the user's ends the run in one line. (A bug keeps its traceback.)"""
+    """Ends the run in one line if something does not hold. (A bug keeps its traceback.)"""
     if not holds:
         raise SystemExit(message)
 
 
 class Chunks(gymnasium.Wrapper):
-    """A step plays a chunk of actions, or what the episode leaves of it. It pays their sum."""
+    """A step plays a chunk of actions, or less if the episode ends. Its reward is their sum."""
 
     def __init__(self, env, horizon):
         super().__init__(env)
@@ -254,10 +256,10 @@ class Chunks(gymnasium.Wrapper):
 
 def make_env(args, film=None):
     """The environment as it is played: chunks of actions in [-1, 1], of pixels the last frames."""
-    if "-singletask" in args.env_id:  # OGBench's are drawn with EGL, or not at all
+    if "-singletask" in args.env_id:  # OGBench draws with EGL, or need not draw
         is_drawn = args.env_id.startswith("visual-") or args.capture_video
         os.environ.setdefault("MUJOCO_GL", "egl" if is_drawn else "disable")
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # no warnings of OGBench's action boxes
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # OGBench's action boxes warn
     env_id = re.sub("-[a-z]+-singletask", "-singletask", args.env_id)  # without -play or -noisy
     try:
         env = gymnasium.make(env_id, disable_env_checker=True)
@@ -268,7 +270,7 @@ def make_env(args, film=None):
     env = wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     env = wrappers.RecordEpisodeStatistics(env)
     if film:
-        env.unwrapped.render_mode = "rgb_array"  # OGBench's can be drawn, but do not say so
+        env.unwrapped.render_mode = "rgb_array"  # OGBench can, but does not say so
         folder = f"{args.run_dir}/videos"
         env = wrappers.RecordVideo(env, folder, lambda episode: episode == 0, name_prefix=film)
     if len(env.observation_space.shape) == 3:
@@ -338,15 +340,16 @@ def checked(path, data, name, shape):
 def chunk_starts(terminals, horizon):
     """The rows at which a chunk begins whose actions and last state lie in one trajectory."""
     rows = np.arange(len(terminals))
-    last_rows = np.flatnonzero(terminals)  # of the trajectories
-    last_row = last_rows[np.searchsorted(last_rows, rows)]  # of each row's trajectory
-    return rows[rows + horizon <= last_row].astype(np.int32)
+    ends = np.flatnonzero(terminals)
+    own_end = ends[np.searchsorted(ends, rows)]  # the last row of each row's trajectory
+    return rows[rows + horizon <= own_end].astype(np.int32)
 
 
 def load_dataset(args, env):
     """The arrays of a dataset, and what to record of it.
 
-    A trajectory of T transitions is T+1 rows. The last one is its final state, and is terminal.
+    A trajectory of T transitions is T+1 rows. Only the last, its final state, has terminals = 1.
+    Masks are 0 where the task ended, 1 elsewhere. The reward of row t speaks of the state of row t.
     """
     path = find_dataset(args)
     data, record = read_dataset(path)
@@ -359,7 +362,7 @@ def load_dataset(args, env):
         terminals=checked(path, data, "terminals", ()),
     )
     if "rewards" not in data and "qpos" in data and "-singletask" in args.env_id:
-        ogbench.relabel_utils.relabel_dataset(args.env_id, env, data)  # R_t speaks of s_t
+        ogbench.relabel_utils.relabel_dataset(args.env_id, env, data)  # adds rewards, masks
         if args.sparse:
             data["rewards"] = -data["masks"]
     data.setdefault("masks", np.ones_like(arrays["terminals"]))
@@ -388,14 +391,14 @@ def observe(data, rows):
     if frames[0].ndim == 2:
         return frames[0]  # [B, S]
     while len(frames) < FRAMES:
-        is_first = data["terminals"][rows - 1] != 0  # before row 0 stands the last row
+        is_first = data["terminals"][rows - 1] != 0  # of row 0 too: row -1 is the last row
         rows = jnp.where(is_first, rows, rows - 1)  # the first frame is repeated
         frames.insert(0, data["observations"][rows])
     return jnp.concatenate(frames, axis=-1)  # [B, height, width, FRAMES * channels]
 
 
 def shift(images, key):
-    """With probability 0.5 each image of a batch moves by up to 3 pixels, its edges repeated."""
+    """Moves each image by up to 3 pixels, its edges repeated. For every other batch, none."""
     coin_key, corner_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(images), 2), 0, 7)
     corners = jnp.where(jax.random.bernoulli(coin_key), corners, 3)  # 3: not moved
@@ -438,13 +441,10 @@ def make_keys(args):
     return jax.random.split(jax.random.key(args.seed), 3)
 
 
-def act_once(args, state, s, *numbers):
-    """The chunk at one observation, with random numbers of this update, episode and turn.
-
-    In a batch it would be rounded according to the batch's size, and so to the number of cores.
-    """
-    key = make_keys(args)[2]
-    for number in numbers:
+def act_once(args, state, s, step, episode, turn):
+    """The chunk at one observation. (In a batch, rounding would depend on the number of cores.)"""
+    _, _, key = make_keys(args)
+    for number in (step, episode, turn):
         key = jax.random.fold_in(key, number)
     return act(args, state, s[None], key)[0]
 
@@ -480,8 +480,9 @@ def evaluate(args, act_fn, state, step, stop):
     n = min(args.eval_episodes, len(os.sched_getaffinity(0)))
     film = f"step{step}" if args.capture_video else None
     env_fns = [partial(make_env, args, film)] + [partial(make_env, args)] * (n - 1)
-    resource_tracker.ensure_running()  # its start would undo the next line
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the processes inherit it
+    # The processes are born deaf to signals: only this one answers them.
+    resource_tracker.ensure_running()  # first, since its start makes signals heard again
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         envs = AsyncVectorEnv(env_fns, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -492,7 +493,7 @@ def evaluate(args, act_fn, state, step, stop):
             process.kill()
     if stop:
         return None
-    if not np.isnan(outcomes[:, 0]).all():  # some environments tell of success, not of failure
+    if not np.isnan(outcomes[:, 0]).all():  # where success is told at all, silence is failure
         outcomes = np.nan_to_num(outcomes)
     row = dict(zip(("success", "return", "length"), outcomes.mean(axis=0).tolist()))
     return row | dict(episodes=args.eval_episodes, seconds=time.perf_counter() - began)
@@ -505,7 +506,7 @@ SCRIPT = Path(__file__)
 
 def learn(args, n, data, state, step):
     """The state after n updates, each on a batch of its own, and their mean metrics."""
-    key = make_keys(args)[1]
+    _, key, _ = make_keys(args)
 
     def one_update(state, step):
         batch_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -520,22 +521,23 @@ def learn(args, n, data, state, step):
 
 def init_state(args, env):
     """The state before the first update."""
+    key, _, _ = make_keys(args)
     s = np.zeros((1, *env.observation_space.shape))
-    return jax.jit(partial(init, args))(make_keys(args)[0], s)
+    return jax.jit(partial(init, args))(key, s)
 
 
-def load_state(args, state):
-    """The state at the last checkpoint, in the form of this one, and its update."""
+def load_state(args, fresh):
+    """The state at the last checkpoint, which replaces a fresh one, and its step."""
     path = Path(args.run_dir, "checkpoint.msgpack")
     try:
         saved = msgpack_restore(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} is no checkpoint that can be read: {error}")
-    return jax.device_put(from_state_dict(state, saved["state"])), saved["step"]
+    return jax.device_put(from_state_dict(fresh, saved["state"])), saved["step"]
 
 
 def write(path, content):
-    """A draft takes the file's place when it is whole."""
+    """Replaces a file at once, or not at all."""
     Path(f"{path}.draft").write_bytes(content)
     os.replace(f"{path}.draft", path)
 
@@ -549,7 +551,7 @@ def add_row(path, row):
 
 
 def note_signals():
-    """A list of the signals that come from now on. The second one ends the process at once."""
+    """A list that signals join when they come. The same one again ends the process at once."""
     noted = []
 
     def note(number, frame):
@@ -580,8 +582,8 @@ def prepare(args):
 
 
 def begin(args, record):
-    """Tells and records what is run. Gives the run on W&B, if it is tracked there."""
-    record |= {name: version(name) for name in ("jax", "ogbench", "mujoco")}
+    """Prints what is run and writes it to args.json. Returns its run on W&B, if it is tracked."""
+    record = record | {name: version(name) for name in ("jax", "ogbench", "mujoco")}
     record |= dict(python=platform.python_version(), device=jax.devices()[0].device_kind)
     tracker = None
     if args.track:
@@ -619,7 +621,7 @@ def train(args):
     env.close()
 
     # --- Record ---
-    n = 100  # updates in a call
+    n = 100  # updates in a call of learn_fn, which gives the means of what they log
     if len(env.observation_space.shape) == 3:
         n = 1 if jax.default_backend() == "cpu" else 10
     for name in ("total_steps", "log_interval", "eval_interval"):
@@ -634,7 +636,8 @@ def train(args):
     act_fn = jax.jit(partial(act_once, args))
 
     def is_due(interval):
-        return step >= args.total_steps or step % (interval or np.inf) == 0
+        is_start_or_end = step == 0 or step >= args.total_steps
+        return is_start_or_end or (interval > 0 and step % interval == 0)
 
     def save():
         content = dict(state=to_state_dict(jax.device_get(state)), step=step)
@@ -702,14 +705,14 @@ def check_dataset(args, record):
 
 
 def saved_args(args):
-    """The arguments of the run in --run-dir, but for what the command line gives anew."""
+    """The arguments of the run in --run-dir. The command line may change some of them."""
     record = read_record(args)
     saved = {name: value for name, value in record.items() if name in vars(args)}
     saved = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
     args = tyro.cli(type(args), default=type(args)(**saved))
-    changed = {name for name in saved if vars(args)[name] != saved[name]}
-    changed -= {"total_steps", "log_interval", "eval_interval", "eval_episodes", "run_dir"}
-    changed -= {"capture_video", "track", "resume"}
+    free = {"total_steps", "log_interval", "eval_interval", "eval_episodes", "run_dir"}
+    free |= {"capture_video", "track", "resume"}
+    changed = {name for name in saved.keys() - free if vars(args)[name] != saved[name]}
     is_same = args.eval_only or not changed
     require(is_same, f"the run in {args.run_dir} has another {', '.join(sorted(changed))}")
     return args
@@ -723,7 +726,7 @@ def evaluate_only(args):
     if stop:
         raise SystemExit(128 + stop[0])
     line = json.dumps(dict(step=step, seed=args.seed) | row)
-    print(line.replace("NaN", "null"))  # which JSON does not know
+    print(line.replace("NaN", "null"))  # JSON has no NaN
 
 
 def main(args_class=Args):
