@@ -314,6 +314,11 @@ class Chunks(gymnasium.Wrapper):
         super().__init__(env)
         self.action_space = Box(-1, 1, (horizon * env.action_space.shape[0],))
 
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # OGBench's mazes draw from NumPy's own stream
+        s, _ = self.env.reset(seed=seed, options=options)
+        return s, {}
+
     def step(self, chunk):
         total = 0.0
         for action in chunk.reshape(-1, *self.env.action_space.shape):
@@ -321,8 +326,10 @@ class Chunks(gymnasium.Wrapper):
             total += reward
             if terminated or truncated:
                 break
-        info["success"] = float(info.get("success", np.nan))  # not every environment tells
-        return s, total, terminated, truncated, info
+        success = float(info.get("success", np.nan))  # not every environment tells
+        episode = info.get("episode", dict(r=0, l=0))  # its return and length, at its end
+        outcome = np.array([success, episode["r"], episode["l"]])
+        return s, total, terminated, truncated, dict(outcome=outcome)
 
 
 def make_env(args, film=None):
@@ -338,6 +345,7 @@ def make_env(args, film=None):
         raise SystemExit(f"--env-id {args.env_id}: {error}")
     for space in (env.action_space, env.observation_space):
         require(isinstance(space, Box), f"--env-id {args.env_id}: {space} is no Box")
+    require(env.action_space.is_bounded(), f"--env-id {args.env_id}: its actions have no bounds")
     env = wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     env = wrappers.RecordEpisodeStatistics(env)
     if film:
@@ -345,6 +353,8 @@ def make_env(args, film=None):
         folder = f"{args.run_dir}/videos"
         env = wrappers.RecordVideo(env, folder, lambda episode: episode == 0, name_prefix=film)
     if len(env.observation_space.shape) == 3:
+        is_uint8 = env.observation_space.dtype == np.uint8
+        require(is_uint8, f"--env-id {args.env_id}: its images must be uint8")
         height, width, channels = env.observation_space.shape
         stacked = Box(0, 255, (height, width, FRAMES * channels), np.uint8)
         env = wrappers.FrameStackObservation(env, FRAMES)
@@ -371,13 +381,14 @@ def download(path):
     hint = "huggingface.co/datasets/zhouzypaul/ogbench_datasets has it too"
     if re.search("(cube|scene|puzzle).*-(play|noisy)", path.name):
         hint += f"; or: python -m benchmark.collect {path.stem}, --dataset-dir ~/.ogbench/collected"
+    draft = f"{path}.{os.getpid()}.draft"  # its own: several runs may begin at once
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tqdm(desc=url, unit="B", unit_scale=True) as bar:
-            urlretrieve(url, f"{path}.draft", lambda i, size, total: bar.update(size))
+            urlretrieve(url, draft, lambda i, size, total: bar.update(size))
     except OSError as error:
         raise SystemExit(f"{path} is missing, and {url} does not give it: {error}; {hint}")
-    os.replace(f"{path}.draft", path)
+    os.replace(draft, path)
 
 
 def read_dataset(path):
@@ -388,9 +399,9 @@ def read_dataset(path):
             comment = file.zip.comment
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SystemExit(f"{path} cannot be read ({error}): if it was cut off, delete it")
-    unknown = set(data) - {"observations", "actions", "rewards", "terminals", "masks"}
-    unknown -= {"qpos", "qvel", "button_states"}  # OGBench's, of which it makes the rewards
-    require(not unknown, f"{path} holds what nothing reads: {', '.join(unknown)}")
+    known = "observations actions rewards terminals masks qpos qvel button_states"
+    unknown = ", ".join(set(data) - set(known.split()))
+    require(not unknown, f"{path} holds {unknown}, but what is read is: {known}")
     record = dict(dataset=str(path))
     if comment.startswith(b'{"collected_by"'):
         record["COLLECTED HERE"] = json.loads(comment)
@@ -402,8 +413,10 @@ def checked(path, data, name, shape):
     require(name in data, f"{path} has no {name}")
     x = data[name]
     shape = data["observations"].shape[:1] + shape
-    dtype = "uint8" if len(shape) == 4 else "float32"
-    fits = x.shape == shape and np.can_cast(x.dtype, dtype, "same_kind")
+    dtype, casting = "float32", "same_kind"
+    if len(shape) == 4:
+        dtype, casting = "uint8", "no"
+    fits = x.shape == shape and np.can_cast(x.dtype, dtype, casting)
     require(fits, f"{path}: {name} must be {dtype} {shape}, but are {x.dtype} {x.shape}")
     return x.astype(dtype, copy=False)
 
@@ -414,6 +427,13 @@ def chunk_starts(terminals, horizon):
     ends = np.flatnonzero(terminals)
     own_end = ends[np.searchsorted(ends, rows)]  # the last row of each row's trajectory
     return rows[rows + horizon <= own_end].astype(np.int32)
+
+
+def relabel(args, env, data):
+    """Adds the rewards and masks of the environment's task, by OGBench's rule."""
+    ogbench.relabel_utils.relabel_dataset(args.env_id, env, data)
+    if args.sparse:
+        data["rewards"] = -data["masks"]
 
 
 def load_dataset(args, env):
@@ -433,9 +453,7 @@ def load_dataset(args, env):
         terminals=checked(path, data, "terminals", ()),
     )
     if "rewards" not in data and "qpos" in data and "-singletask" in args.env_id:
-        ogbench.relabel_utils.relabel_dataset(args.env_id, env, data)  # adds rewards, masks
-        if args.sparse:
-            data["rewards"] = -data["masks"]
+        relabel(args, env, data)
     data.setdefault("masks", np.ones_like(arrays["terminals"]))
     arrays["rewards"] = checked(path, data, "rewards", ())
     arrays["masks"] = checked(path, data, "masks", ())
@@ -458,14 +476,14 @@ def load_dataset(args, env):
 
 def observe(data, rows):
     """The observations at these rows: of pixels, the last frames of the trajectory so far."""
-    frames = [data["observations"][rows]]
-    if frames[0].ndim == 2:
-        return frames[0]  # [B, S]
-    while len(frames) < FRAMES:
+    s = data["observations"][rows]
+    if s.ndim == 2:
+        return s  # [B, S]
+    for _ in range(FRAMES - 1):
         is_first = data["terminals"][rows - 1] != 0  # of row 0 too: row -1 is the last row
         rows = jnp.where(is_first, rows, rows - 1)  # the first frame is repeated
-        frames.insert(0, data["observations"][rows])
-    return jnp.concatenate(frames, axis=-1)  # [B, height, width, FRAMES * channels]
+        s = jnp.concatenate([data["observations"][rows], s], axis=-1)
+    return s  # [B, height, width, FRAMES * channels]
 
 
 def shift(images, key):
@@ -537,8 +555,7 @@ def play(args, envs, act_fn, state, step, stop):
         has_ended = terminated | truncated
         for i in np.flatnonzero(has_ended):
             if episodes[i] < args.eval_episodes:
-                total, length = infos["episode"]["r"][i], infos["episode"]["l"][i]
-                outcomes[episodes[i]] = infos["success"][i], total, length
+                outcomes[episodes[i]] = infos["outcome"][i]
             episodes[i] = following
             turns[i] = 0
             following += 1
@@ -549,8 +566,9 @@ def evaluate(args, act_fn, state, step, stop):
     """A row of eval.csv, or None if a signal came. One process a core plays."""
     began = time.perf_counter()
     n = min(args.eval_episodes, len(os.sched_getaffinity(0)))
-    film = f"step{step}" if args.capture_video else None
-    env_fns = [partial(make_env, args, film)] + [partial(make_env, args)] * (n - 1)
+    env_fns = [partial(make_env, args)] * n
+    if args.capture_video:
+        env_fns[0] = partial(make_env, args, f"step{step}")
     # The processes are born deaf to signals: only this one answers them.
     resource_tracker.ensure_running()  # first, since its start makes signals heard again
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -560,12 +578,12 @@ def evaluate(args, act_fn, state, step, stop):
         outcomes = play(args, envs, act_fn, state, step, stop)
         envs.close()
     finally:
-        for process in multiprocessing.active_children():  # if an error has left any
+        for process in multiprocessing.active_children():  # which an error has left, still deaf
             process.kill()
     if stop:
         return None
     if not np.isnan(outcomes[:, 0]).all():  # where success is told at all, silence is failure
-        outcomes = np.nan_to_num(outcomes)
+        outcomes[:, 0] = np.nan_to_num(outcomes[:, 0])
     row = dict(zip(("success", "return", "length"), outcomes.mean(axis=0).tolist()))
     return row | dict(episodes=args.eval_episodes, seconds=time.perf_counter() - began)
 
@@ -622,12 +640,15 @@ def add_row(path, row):
 
 
 def note_signals():
-    """A list that signals join when they come. The same one again ends the process at once."""
+    """A list that signals join when they come. One more, half a second later, ends the process."""
     noted = []
+    times = []
 
     def note(number, frame):
         noted.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        times.append(time.monotonic())
+        if times[-1] - times[0] > 0.5:  # earlier it is the same signal: `uv run` doubles it
+            os._exit(128 + number)
 
     for number in SIGNALS:
         signal.signal(number, note)
@@ -641,7 +662,7 @@ def prepare(args):
             fitting = [value for domain, value in by_domain.items() if domain in args.env_id]
             args = replace(args, **{name: fitting[0]})
     if args.run_dir is None:
-        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # to the microsecond: no two share it
+        now = f"{datetime.now():%Y%m%d-%H%M%S-%f}"  # to the microsecond: no two share it
         args = replace(args, run_dir=f"runs/{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}")
     is_new = not Path(args.run_dir, "args.json").exists()
     require(is_new or args.resume, f"{args.run_dir} holds a run: --resume it, or choose another")
@@ -708,7 +729,7 @@ def train(args):
 
     def is_due(interval):
         is_start_or_end = step == 0 or step >= args.total_steps
-        return is_start_or_end or (interval > 0 and step % interval == 0)
+        return is_start_or_end or (interval > 0 and step % interval < n)
 
     def save():
         content = dict(state=to_state_dict(jax.device_get(state)), step=step)
@@ -763,8 +784,8 @@ def read_record(args):
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SystemExit(f"--run-dir {args.run_dir} holds no run: {error}")
-    is_ours = record["script"] == SCRIPT.stem
-    require(is_ours, f"--run-dir {args.run_dir} holds a run of {record['script']}.py")
+    script = record.get("script")
+    require(script == SCRIPT.stem, f"--run-dir {args.run_dir} holds a run of {script}.py")
     return record
 
 
@@ -778,8 +799,8 @@ def check_dataset(args, record):
 def saved_args(args):
     """The arguments of the run in --run-dir. The command line may change some of them."""
     record = read_record(args)
-    saved = {name: value for name, value in record.items() if name in vars(args)}
-    saved = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+    saved = {name: x for name, x in record.items() if name in vars(args)}
+    saved |= {name: tuple(x) for name, x in saved.items() if isinstance(x, list)}
     args = tyro.cli(type(args), default=type(args)(**saved))
     free = {"total_steps", "log_interval", "eval_interval", "eval_episodes", "run_dir"}
     free |= {"capture_video", "track", "resume"}

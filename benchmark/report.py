@@ -166,6 +166,8 @@ def task_row(task, method, cell, measure):
     curve = {}
     for step in sorted(set.intersection(*steps)):
         values = [run["evaluations"][step][measure] for run in cell]
+        if measure == "success":
+            values = np.nan_to_num(values)  # where it is told at all, silence is failure
         if not np.isnan(values).any():
             curve[step] = values
     last = [step for step in curve if step > 0][-LAST:]
