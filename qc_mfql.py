@@ -379,7 +379,7 @@ def read_dataset(path):
         with np.load(path) as file:
             data = dict(file)
             comment = file.zip.comment
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SystemExit(f"{path} cannot be read ({error}): if it was cut off, delete it")
     known = "observations actions rewards terminals masks qpos qvel button_states"
     unknown = ", ".join(set(data) - set(known.split()))
@@ -597,6 +597,17 @@ def init_state(args, env):
     return jax.jit(partial(init, args))(key, s)
 
 
+def write(path, content):
+    """Replaces a file at once, or not at all."""
+    Path(f"{path}.draft").write_bytes(content)
+    os.replace(f"{path}.draft", path)
+
+
+def save_state(args, state, step):
+    content = dict(state=to_state_dict(jax.device_get(state)), step=step)
+    write(Path(args.run_dir, "checkpoint.msgpack"), msgpack_serialize(content))
+
+
 def load_state(args, fresh):
     """The state at the last checkpoint, which replaces a fresh one, and its step."""
     path = Path(args.run_dir, "checkpoint.msgpack")
@@ -605,12 +616,6 @@ def load_state(args, fresh):
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} is no checkpoint that can be read: {error}")
     return jax.device_put(from_state_dict(fresh, saved["state"])), saved["step"]
-
-
-def write(path, content):
-    """Replaces a file at once, or not at all."""
-    Path(f"{path}.draft").write_bytes(content)
-    os.replace(f"{path}.draft", path)
 
 
 def add_row(path, row):
@@ -713,10 +718,6 @@ def train(args):
         is_start_or_end = step == 0 or step >= args.total_steps
         return is_start_or_end or (interval > 0 and step % interval < n)
 
-    def save():
-        content = dict(state=to_state_dict(jax.device_get(state)), step=step)
-        write(Path(args.run_dir, "checkpoint.msgpack"), msgpack_serialize(content))
-
     def log(name, row):
         add_row(Path(args.run_dir, f"{name}.csv"), dict(step=step, seed=args.seed) | row)
         if tracker:
@@ -727,7 +728,7 @@ def train(args):
     while True:
         # --- Evaluate ---
         if is_due(args.eval_interval) and not stop:
-            save()
+            save_state(args, state, step)
             if args.eval_episodes:
                 row = evaluate(args, act_fn, state, step, stop)
                 if row:
@@ -746,12 +747,14 @@ def train(args):
 
         # --- Log ---
         bad = [name for name, number in metrics.items() if not np.isfinite(number)]
-        require(not bad, f"not finite at update {step}: {', '.join(bad)}; no checkpoint has it")
+        if bad:
+            bar.close()
+            raise SystemExit(f"not finite at update {step}: {', '.join(bad)}; no checkpoint has it")
         if is_due(args.log_interval):
             log("train", dict(updates_per_second=rate) | metrics)
     bar.close()
     if stop:
-        save()
+        save_state(args, state, step)
         print(f"stopped after update {step}: --resume --run-dir {args.run_dir} goes on")
         raise SystemExit(128 + stop[0])
 
@@ -794,6 +797,7 @@ def saved_args(args):
 
 def evaluate_only(args):
     """Prints what an evaluation of the last checkpoint says, as a line of JSON."""
+    require(args.eval_episodes > 0, "--eval-only needs --eval-episodes")
     state, step = load_state(args, init_state(args, make_env(args)))
     stop = note_signals()
     row = evaluate(args, jax.jit(partial(act_once, args)), state, step, stop)

@@ -1,228 +1,263 @@
-"""What a user can get wrong ends in one line that names it, and leaves what was there as it was. The text is shared by
-all scripts (test_shared_text.py), so flow_bc, which compiles fastest, stands for them."""
+"""A mistake ends in one line that names it, and leaves what was there. A bug keeps its traceback.
 
+The text is shared by all scripts (test_shared_text.py), so flow_bc stands for them.
+"""
+
+import os
+import shutil
 import signal
+import socket
 import sys
+from pathlib import Path
+from threading import Thread
 
-import jax.numpy as jnp
 import numpy as np
 import ogbench
 import pytest
-import toy_envs
-from carry import ROOT
-from helpers import COUNTING, TINY, as_flags, checkpoint, finish, load, make_data, read_csv, start
+from helpers import COUNTING, TINY, as_flags, checkpoint, finish, load, make_data, start
+from toy_envs import film_data
 
 import flow_bc
+from benchmark import ROOT
+
+OGBENCH = "cube-single-play-singletask-v0"
+SHORT = TINY | dict(env_id=COUNTING, dataset_path="own.npz", total_steps=100, eval_episodes=0)
+NEW = SHORT | dict(run_dir="new")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def original(tmp_path_factory):
     """own.npz and a run on it."""
-    folder = tmp_path_factory.mktemp("own")
+    folder = tmp_path_factory.mktemp("original")
     np.savez(folder / "own.npz", **make_data([9, 9, 3, 30]))
-    flow_bc.train(flow_bc.Args(env_id=COUNTING, dataset_path=str(folder / "own.npz"), total_steps=2, eval_episodes=0,
-                       run_dir=str(folder / "run"), **TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        flow_bc.train(flow_bc.Args(**SHORT | dict(run_dir="run")))
     return folder
 
 
-def files(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    """Where a user works. The scripts, called here, change how signals are handled."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in flow_bc.SIGNALS}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def complaint(folder, function, *given):
-    """The one line with which a call ends: a text, that is, which Python prints before it exits with 1. Every file that
-    was there is as it was, and no other was made."""
-    before = files(folder)
+def files():
+    return {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
+
+
+def line_of(function, *given):
+    """The line with which a call ends; Python exits with 1. No file in the folder has changed."""
+    before = files()
     with pytest.raises(SystemExit) as error:
         function(*given)
     assert isinstance(error.value.code, str) and "\n" not in error.value.code
-    assert files(folder) == before
+    assert files() == before
     return error.value.code
 
 
-@pytest.mark.parametrize("given, told", [
-    (dict(batch_size=0), "--batch-size 0"), (dict(batch_size=-3), "--batch-size -3"), (dict(gamma=1.5), "--gamma 1.5"),
-    (dict(gamma=-0.1), "--gamma -0.1"), (dict(gamma=float("nan")), "--gamma nan"), (dict(tau=2.0), "--tau 2.0"),
-    (dict(total_steps=0), "--total-steps 0"), (dict(horizon=0), "--horizon 0"), (dict(horizon=31), "--horizon 31"),
-    (dict(num_seeds=0), "--num-seeds 0"), (dict(seed=-1), "--seed -1"), (dict(learning_rate=-1.0), "--learning-rate"),
-    (dict(log_interval=-5), "--log-interval -5"), (dict(eval_interval=-1), "--eval-interval -1"),
-    (dict(eval_episodes=-1), "--eval-episodes -1"), (dict(flow_steps=0), "--flow-steps 0"),
-    (dict(env_id="cube-singel-play-singletask-v0"), "cube-singel-play-singletask-v0"),
-    (dict(env_id="cube-single-play-singletask-task9-v0"), "cube-single-play-singletask-task9-v0"),
-    (dict(env_id="no_module:No-v0"), "no_module:No-v0"), (dict(env_id="toy_envs:No-v0"), "toy_envs:No-v0"),
-    (dict(env_id="toy_envs:Discrete-v0"), "toy_envs:Discrete-v0"), (dict(run_dir="run"), "run holds a run"),
-    (dict(run_dir="own.npz"), "own.npz"), (dict(run_dir="/proc/no"), "/proc/no"),
-    (dict(dataset_path="no.npz"), "no.npz"),
-    (dict(env_id="toy_envs:Bandit-v0"), "own.npz: observations must be numbers (55, 4)")], ids=str)
-def test_arguments(folder, monkeypatch, given, told):
-    monkeypatch.chdir(folder)
-    args = flow_bc.Args(**dict(env_id=COUNTING, dataset_path="own.npz", run_dir="new", **TINY) | given)
-    assert told in complaint(folder, flow_bc.train, args)
+ARGUMENTS = {  # what the line must say: what was given
+    "cube-singel-singletask": dict(env_id="cube-singel-play-singletask-v0"),
+    "cube-single-singletask-task9": dict(env_id="cube-single-play-singletask-task9-v0"),
+    "No module named 'no_module'": dict(env_id="no_module:No-v0"),
+    "--env-id toy_envs:No-v0: ": dict(env_id="toy_envs:No-v0"),
+    "Discrete(3) is no Box": dict(env_id="toy_envs:Discrete-v0"),
+    "needs a --dataset-path": dict(dataset_path=None),
+    "no.npz": dict(dataset_path="no.npz"),
+    "own.npz: observations must be float32 (55, 4)": dict(env_id="toy_envs:Bandit-v0"),
+    "no trajectory is as long as --horizon 31": dict(horizon=31),
+    "run holds a run": dict(run_dir="run"),
+    "--run-dir own.npz cannot be made": dict(run_dir="own.npz"),
+    "--run-dir /proc/no cannot be made": dict(run_dir="/proc/no"),
+}
 
 
-@pytest.mark.parametrize("name, given, told", [
-    ("cfgrl", dict(expectile=1.5), "--expectile 1.5"), ("ifql", dict(num_samples=0), "--num-samples 0"),
-    ("qc_fql", dict(alpha=-3.0), "--alpha -3.0"), ("lps", dict(decode_steps=0), "--decode-steps 0"),
-    ("gfp", dict(eta=-1.0), "--eta -1.0")])
-def test_arguments_of_a_method(tmp_path, name, given, told):
-    script = load(name)
-    assert told in complaint(tmp_path, script.prepare, script.Args(run_dir=str(tmp_path / "new"), **given))
+@pytest.mark.parametrize("told", ARGUMENTS)
+def test_arguments(folder, told):
+    assert told in line_of(flow_bc.train, flow_bc.Args(**NEW | ARGUMENTS[told]))
 
 
-@pytest.mark.parametrize("name, domain, expected", [
-    ("qc_fql", "cube-single", dict(alpha=30, sparse=False)), ("qc_fql", "cube-double", dict(alpha=3, sparse=False)),
-    ("qc_mfql", "visual-scene", dict(alpha=1, sparse=True)), ("qc_mfql", "puzzle-3x3", dict(alpha=3, sparse=True)),
-    ("qc_fql", "puzzle-4x4", dict(alpha=10, sparse=False)), ("ifql", "scene", dict(expectile=0.9, sparse=True)),
-    ("ifql", "puzzle-3x3", dict(expectile=0.95, sparse=True)),
-    ("gfp", "cube-single", dict(alpha=10, eta=0.1, target="both", sparse=False)),
-    ("gfp", "cube-double", dict(alpha=1, eta=0.01, target="both", sparse=False)),
-    ("gfp", "scene", dict(alpha=10, eta=1e-3, target="student", sparse=True)),
-    ("gfp", "puzzle-3x3", dict(alpha=3, eta=1e-3, target="student", sparse=True)),
-    ("gfp", "puzzle-4x4", dict(alpha=3, eta=1e-5, target="student", sparse=False))])
-def test_what_was_not_given_follows_the_domain(tmp_path, name, domain, expected):
-    script, own = load(name), dict(run_dir=str(tmp_path), env_id=f"{domain}-play-singletask-task2-v0")
-    args = vars(script.prepare(script.Args(**own)))
-    assert {key: args[key] for key in expected} == expected
-    given = {key: dict(sparse=not args["sparse"], target="student").get(key, 0.5) for key in expected}
-    args = vars(script.prepare(script.Args(**own, **given)))
-    assert {key: args[key] for key in given} == given
+# ======================================================================================== Datasets
+
+DATA = {  # what the line must say: what was done to the 14 rows of the data
+    "has no observations": dict(observations=None),
+    "has no rewards": dict(rewards=None),
+    "holds mask, ": dict(mask=np.ones(14)),
+    "rewards must be float32 (14,), but are float64 (13,)": dict(rewards=np.zeros(13)),
+    "observations must be float32 (14, 2)": dict(observations=np.zeros((14, 1))),
+    "actions must be float32 (14, 1), but are <U1": dict(actions=np.full((14, 1), "x")),
+    "masks must be finite": dict(masks=np.append(np.nan, np.ones(13))),
+    "rewards must be finite": dict(rewards=np.append(np.inf, np.ones(13))),
+    "actions must lie in [-1, 1], but reach 1.5": dict(actions=np.full((14, 1), -1.5)),
+    "the last row must end a trajectory, terminals = 1": dict(terminals=np.zeros(14)),
+    "no trajectory is as long as --horizon 2": dict(terminals=np.ones(14)),
+    "cannot be read": dict(rewards=np.array(14 * [object()])),  # nothing is unpickled
+}
 
 
-# ------------------------------------------------------------------------------------------------------------- datasets
+def line_about(env_id, data):
+    """What is said of a dataset."""
+    np.savez("bad.npz", **{name: x for name, x in data.items() if x is not None})
+    args = flow_bc.Args(**TINY, env_id=env_id, dataset_path="bad.npz", action_dim=1)
+    return line_of(flow_bc.load_dataset, args, flow_bc.make_env(args))
 
 
-def put(data, name, where, value):
-    data[name][where] = value
+@pytest.mark.parametrize("told", DATA)
+def test_data(folder, told):
+    line = line_about(COUNTING, make_data([6, 6]) | DATA[told])
+    assert line.startswith("bad.npz") and told in line
 
 
-BAD = [  # (what the line must say after the name of the file, what was done to the data, of 14 rows)
-    ("observations must be numbers", lambda data: data.pop("observations")),
-    ("actions must be numbers (14, 1)", lambda data: data.pop("actions")),
-    ("rewards must be numbers (14,)", lambda data: data.pop("rewards")),
-    ("terminals must be numbers (14,)", lambda data: data.pop("terminals")),
-    ("rewards must be numbers (14,)", lambda data: data.update(rewards=np.zeros(13))),
-    ("masks must be numbers (14,)", lambda data: data.update(masks=np.zeros((14, 1)))),
-    ("observations must be numbers (14, 2)", lambda data: data.update(observations=np.zeros((14, 1)))),
-    ("actions must be numbers (14, 1)", lambda data: data.update(actions=np.zeros((14, 2)))),
-    ("actions must be numbers (14, 1)", lambda data: data.update(actions=np.zeros(14))),
-    ("actions must be numbers (14, 1)", lambda data: data.update(actions=np.zeros((14, 1), complex))),
-    ("terminals must be numbers (14,)", lambda data: data.update(terminals=np.full(14, "x"))),
-    ("observations must lie within", lambda data: put(data, "observations", (3, 1), np.nan)),
-    ("observations must lie within", lambda data: put(data, "observations", (3, 1), 1e300)),
-    ("actions must lie within", lambda data: put(data, "actions", (3, 0), np.nan)),
-    ("rewards must lie within", lambda data: put(data, "rewards", 2, np.inf)),
-    ("masks must lie within", lambda data: put(data, "masks", 2, np.nan)),
-    ("terminals must lie within", lambda data: put(data, "terminals", 2, np.nan)),
-    ("actions must lie within +-1, but reach from", lambda data: put(data, "actions", 0, 1.5)),
-    ("the last row must end a trajectory", lambda data: put(data, "terminals", -1, 0)),
-    ("no trajectory is as long as a chunk", lambda data: data.update(terminals=np.ones(14))),
-    ("is no dataset of", lambda data: data.update(actions=np.array([[object()]] * 14))),  # nothing is unpickled
-    ("must be numbers", lambda data: data.clear())]
+@pytest.mark.parametrize("kind", ["float64", "int64", "uint16"])
+def test_images_of_another_kind(folder, kind):
+    data = film_data(2)
+    data["observations"] = data["observations"].astype(kind)
+    told = f"observations must be uint8 (16, 8, 8, 3), but are {kind} (16, 8, 8, 3)"
+    assert told in line_about("toy_envs:Film-v0", data)
 
 
-@pytest.mark.parametrize("told, spoil", BAD)
-def test_bad_data(tmp_path, told, spoil):
-    data = make_data([6, 6])
-    spoil(data)
-    np.savez(tmp_path / "bad.npz", **data)
-    args = flow_bc.Args(env_id=COUNTING, dataset_path=str(tmp_path / "bad.npz"), action_dim=1, **TINY)
-    path, _, rest = complaint(tmp_path, flow_bc.load_dataset, args, flow_bc.make_env(args)).partition("/bad.npz")
-    assert path == str(tmp_path) and told in rest
-
-
-def test_images_of_another_kind(tmp_path):
-    data = toy_envs.film_data(2)
-    data["observations"] = data["observations"] / 255
-    np.savez(tmp_path / "bad.npz", **data)
-    args = flow_bc.Args(env_id="toy_envs:Film-v0", dataset_path=str(tmp_path / "bad.npz"), action_dim=1)
-    assert "images uint8" in complaint(tmp_path, flow_bc.load_dataset, args, flow_bc.make_env(args))
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "text", "an empty folder"])
-def test_damaged_files(tmp_path, damage):
-    path = tmp_path / "bad.npz"
-    np.savez_compressed(path, **make_data([600, 60]))
-    whole = path.read_bytes()
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "text", "folder"])
+def test_files_that_cannot_be_read(folder, damage):
+    path = folder / "own.npz"
+    x = path.read_bytes()
     path.unlink()
-    if damage == "an empty folder":
+    flipped = x[:600] + bytes([x[600] ^ 1]) + x[601:]
+    contents = {"empty": b"", "cut off": x[:-9], "text": b"no archive", "flipped": flipped}
+    if damage == "folder":
         path.mkdir()
-    elif damage != "missing":
-        flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
-        path.write_bytes({"empty": b"", "cut off": whole[:-100], "flipped": flipped, "text": b"no archive"}[damage])
-    args = flow_bc.Args(env_id=COUNTING, dataset_path=str(path), action_dim=1)
-    assert "bad.npz" in complaint(tmp_path, flow_bc.load_dataset, args, flow_bc.make_env(args))
+    elif damage in contents:
+        path.write_bytes(contents[damage])
+    line = line_of(flow_bc.read_dataset, path)
+    assert "own.npz cannot be read" in line and "delete it" in line
 
 
-def test_a_dataset_of_another_environment(tmp_path):
-    """Its observations do not fit, or already the positions from which its rewards are computed."""
-    args = flow_bc.Args(env_id="puzzle-3x3-play-singletask-v0", dataset_path=str(tmp_path / "data.npz"), action_dim=5)
-    env, data = flow_bc.make_env(args), make_data([6])
-    np.savez(args.dataset_path, **data, qpos=np.zeros((7, 21)))
-    assert "observations must be numbers" in complaint(tmp_path, flow_bc.load_dataset, args, env)
-    del data["rewards"]
-    np.savez(args.dataset_path, **data, qpos=np.zeros((7, 21)))
-    assert "is no dataset of puzzle-3x3-play-singletask-v0" in complaint(tmp_path, flow_bc.load_dataset, args, env)
-
-
-def test_no_dataset_and_no_network(tmp_path, monkeypatch):
-    """The line names both ways out."""
+@pytest.mark.parametrize(
+    "name", ["cube-single-play", "visual-scene-noisy", "antmaze-large-navigate"]
+)
+def test_a_download_without_a_network(folder, monkeypatch, name):
+    """The line names the server, the mirror, and what makes such a dataset, if anything does."""
     monkeypatch.setattr(ogbench.utils, "DATASET_URL", "http://127.0.0.1:9")
-    args = flow_bc.Args(dataset_dir=str(tmp_path), action_dim=5)
-    message = complaint(tmp_path, flow_bc.load_dataset, args, flow_bc.make_env(args))
-    assert "http://127.0.0.1:9/cube-single-play-v0.npz" in message
-    assert "python benchmark/collect.py cube-single-play-v0" in message and "--dataset-path" in message
+    args = flow_bc.Args(env_id=f"{name}-singletask-v0", dataset_dir=".")
+    line = line_of(flow_bc.find_dataset, args)
+    assert f"http://127.0.0.1:9/{name}-v0.npz" in line
+    assert "huggingface.co/datasets/zhouzypaul/ogbench_datasets" in line
+    collects = f"python -m benchmark.collect {name}-v0, --dataset-dir ~/.ogbench/collected"
+    assert (collects in line) == ("collect" in line) == ("antmaze" not in name)
 
 
-# --------------------------------------------------------------------------------------------------- runs, and resuming
+def test_a_download_that_is_cut_off(folder, monkeypatch):
+    """It does not lie where the whole file belongs."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        connection, _ = server.accept()
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\na hundredth")
+        connection.close()
+
+    Thread(target=answer).start()
+    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(ogbench.utils, "DATASET_URL", url)
+    with pytest.raises(SystemExit, match="retrieval incomplete: got only 11 out of 1000"):
+        flow_bc.find_dataset(flow_bc.Args(env_id=OGBENCH, dataset_dir="."))
+    assert [path.name for path in folder.glob("*.npz")] == ["own.npz"]
 
 
-@pytest.mark.parametrize("flags, told", [
-    ("--resume", "need the --run-dir of a run"), ("--eval-only", "need the --run-dir of a run"),
-    ("--resume --run-dir nowhere", "nowhere"),
-    ("--resume --run-dir run --gamma 0.5 --seed 3", "another seed, gamma"),
-    ("--resume --run-dir run --env-id toy_envs:Silent-v0", "another env_id"),
-    ("--resume --run-dir run --actor-hidden-dims 9 9", "another actor_hidden_dims"),
-    ("--resume --run-dir run --flow-steps 3", "another flow_steps"),
-    ("--eval-only --run-dir run --num-seeds 4", "another num_seeds")])
-def test_resuming_what_cannot_be_resumed(folder, monkeypatch, flags, told):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["flow_bc.py", *flags.split()])
-    assert told in complaint(folder, flow_bc.main)
+# ================================================================================== Runs, resuming
 
 
-def test_a_run_of_another_method(folder, monkeypatch):
+def resumed(monkeypatch, flags, name="flow_bc"):
+    """The line with which a command ends."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags.split()])
+    return line_of(load(name).main)
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--resume", "holds no run"),
+        ("--eval-only --run-dir nowhere", "--run-dir nowhere holds no run"),
+        ("--resume --run-dir run --gamma 0.5 --seed 3", "has another gamma, seed"),
+        ("--resume --run-dir run --env-id toy_envs:Silent-v0", "has another env_id"),
+        ("--resume --run-dir run --policy-hidden-dims 9 9", "has another policy_hidden_dims"),
+    ],
+)
+def test_what_cannot_be_resumed(folder, monkeypatch, flags, told):
+    assert told in resumed(monkeypatch, flags)
+
+
+def test_a_run_of_another_script(folder, monkeypatch):
     """Whose arguments and networks may well have the same names and sizes."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["mf_bc.py", "--resume", "--run-dir", "run", "--total-steps", "4"])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        assert "--run-dir" in complaint(folder, load("mf_bc").main)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    told = "run holds a run of flow_bc.py"
+    assert told in resumed(monkeypatch, "--resume --run-dir run", "mf_bc")
 
 
-def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
-    """In update 57, after the checkpoint of update 40, which stays. One line for however many seeds."""
-    np.savez(tmp_path / "data.npz", **make_data([9, 9]))
-    update = flow_bc.update
-
-    def spoilt(args, state, batch, key):
-        state, metrics = update(args, state, batch, key)
-        return state, dict(policy_loss=jnp.where(state["policy"].step == 57, jnp.nan, metrics["policy_loss"]))
-
-    monkeypatch.setattr(flow_bc, "update", spoilt)
-    args = flow_bc.Args(env_id=COUNTING, dataset_path=str(tmp_path / "data.npz"), total_steps=100, eval_interval=40,
-                        eval_episodes=0, log_interval=20, num_seeds=12, run_dir=str(tmp_path / "run"), **TINY)
-    with pytest.raises(SystemExit) as error:
-        flow_bc.train(args)
-    assert "not finite" in error.value.code and "policy_loss" in error.value.code and "\n" not in error.value.code
-    assert checkpoint(tmp_path / "run")["step"] == 40
-    assert [row["step"] for row in read_csv(tmp_path / "run/train.csv")] == 12 * ["20"] + 12 * ["40"]
+def test_a_dataset_that_has_grown(folder, monkeypatch):
+    np.savez("own.npz", **make_data([9, 9, 3, 31]))
+    told = "own.npz is not what the run began with: 51"
+    assert told in resumed(monkeypatch, "--resume --run-dir run")
 
 
-def test_a_fault_is_one_line_of_the_command(folder):
-    """As its user sees it: no traceback, exit code 1."""
-    flags = as_flags(TINY | dict(env_id=COUNTING, dataset_path="own.npz", gamma=1.5))
-    _, err = finish(start(folder, ROOT / "flow_bc", *flags, PYTHONPATH=str(ROOT / "tests")), code=1)
-    assert err.count("\n") == 1 and "--gamma 1.5" in err
+@pytest.mark.parametrize("flag", ["--resume", "--eval-only"])
+@pytest.mark.parametrize("name", ["args.json", "checkpoint.msgpack"])
+def test_a_run_that_is_not_whole(folder, monkeypatch, flag, name):
+    path = folder / "run" / name
+    content = path.read_bytes()
+    told = "run holds no run" if name == "args.json" else "run/checkpoint.msgpack is no checkpoint"
+    for size in (len(content) - 1, len(content) // 2, 0):
+        path.write_bytes(content[:size])
+        assert told in resumed(monkeypatch, f"{flag} --run-dir run")
+    path.unlink()
+    if (flag, name) != ("--resume", "checkpoint.msgpack"):  # which begins anew
+        assert told in resumed(monkeypatch, f"{flag} --run-dir run")
+
+
+def test_losses_that_are_not_finite(folder):
+    """The line names them. The checkpoint before them stays, and no table has them."""
+    data = make_data([9, 9, 3, 30])
+    data["observations"][:] = np.nan
+    np.savez("own.npz", **data)
+    with pytest.raises(SystemExit, match="not finite at update 100: policy_loss"):
+        flow_bc.train(flow_bc.Args(**NEW))
+    assert checkpoint(folder / "new")["step"] == 0 and not (folder / "new/train.csv").exists()
+
+
+def fails(folder, name, given, *flags, **environment):
+    """What a script prints as it ends with 1."""
+    environment |= dict(PYTHONPATH=str(ROOT / "tests"))
+    return finish(start(folder, ROOT / name, *as_flags(NEW | given), *flags, **environment), 1)[1]
+
+
+def test_tracking_without_a_login(folder, monkeypatch):
+    """One line, and what it leaves does not count as a run."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    err = fails(folder, "mf_bc", dict(), "--track", HOME=str(folder))
+    assert err.startswith("--track: ") and err.count("\n") == 1
+    assert not (folder / "new/args.json").exists()
+
+
+@pytest.mark.parametrize("place", ["Init", "Step"])
+def test_a_bug_in_an_environment_keeps_its_traceback(folder, place):
+    """It shows before the first update."""
+    err = fails(folder, "flow_bc", dict(env_id=f"toy_envs:Broken{place}-v0", eval_episodes=2))
+    assert "toy_envs.py" in err and "AttributeError: 'Broken" in err
+    assert not (folder / "new/train.csv").exists()
+
+
+def test_the_renderer_is_chosen_for_ogbench_only(monkeypatch):
+    """And only if the user has chosen none."""
+    chosen = [(COUNTING, True, None), (f"visual-{OGBENCH}", False, "egl")]
+    chosen += [(OGBENCH, False, "disable"), (OGBENCH, True, "egl")]
+    monkeypatch.setattr(flow_bc.gymnasium, "make", lambda env_id, **given: 1 / 0)
+    for env_id, film, expected in chosen:
+        for given in ({}, dict(MUJOCO_GL="osmesa")):
+            monkeypatch.setattr(os, "environ", dict(given))
+            with pytest.raises(ZeroDivisionError):
+                flow_bc.make_env(flow_bc.Args(env_id=env_id, capture_video=film))
+            assert os.environ.get("MUJOCO_GL") == given.get("MUJOCO_GL", expected)

@@ -1,74 +1,131 @@
-"""Evaluation: which episodes are played, what is counted, that workers are gone afterwards, and films."""
+"""Evaluation: which episodes are played, what is counted of them, random numbers, films."""
 
 import multiprocessing
 import os
+from functools import partial
 
 import imageio
+import jax
 import numpy as np
 import pytest
 from helpers import COUNTING
 from toy_envs import Counting
 
-import lps
+import flow_bc
 
 
 def settings(tmp_path, **more):
-    return lps.Args(**dict(env_id=COUNTING, run_dir=str(tmp_path), horizon=5) | more)
+    given = dict(env_id=COUNTING, run_dir=str(tmp_path), horizon=5, action_dim=1)
+    return flow_bc.Args(**given | more)
 
 
-def constant(state, s, key):
-    return np.full((len(s), 5), 0.25)
+def constant(state, s, step, episode, turn):
+    return np.full(5, 0.25)
 
 
-@pytest.mark.parametrize("episodes, cores, seed, k", [(1, 2, 0, 0), (7, 1, 3, 0), (5, 2, 3, 1)])
-def test_every_episode_counts_once(tmp_path, monkeypatch, episodes, cores, seed, k):
-    """Each process plays its share of the episodes, neither more of the short ones nor fewer of the long ones. The
-    policy is the k-th seed's, and acts anew after each chunk on what it sees."""
+@pytest.mark.parametrize("episodes, cores, seed", [(1, 2, 0), (7, 1, 3), (5, 2, 4), (7, 3, 2)])
+def test_every_episode_counts_once_from_its_own_seed_on(
+    tmp_path, monkeypatch, episodes, cores, seed
+):
+    """Neither more of the short ones nor fewer of the long ones, whoever plays them."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
-    seen, workers = set(), min(episodes, cores)
+    seen = {}
 
-    def policy(state, s, key):
-        assert state == 10 * k and s.shape == (workers, 2)
-        seen.update((int(n), int(t)) for n, t in s)
-        return constant(state, s, key)
+    def policy(state, s, step, episode, turn):
+        assert (state, step) == ("state", 40)
+        seen[episode, turn] = tuple(s)
+        return constant(state, s, step, episode, turn)
 
-    args = settings(tmp_path, eval_episodes=episodes, seed=seed, num_seeds=k + 1)
-    row = lps.evaluate(args, policy, np.array([0, 10]), k, 40, [])
-    first = 1000 * (seed + k)
-    numbers = [first + i + j for i in range(workers) for j in range(len(range(i, episodes, workers)))]
-    assert {(n, t) for n in numbers for t in range(0, Counting.length(n), 5)} <= seen
-    assert all(t % 5 == 0 or t == Counting.length(n) for n, t in seen)
+    args = settings(tmp_path, eval_episodes=episodes, seed=seed)
+    row = flow_bc.evaluate(args, policy, "state", 40, [])
+
+    numbers = 1000 * seed + np.arange(episodes)
+    lengths = [Counting.length(n) for n in numbers]
+    for i in range(episodes):
+        for turn, t in enumerate(range(0, lengths[i], 5)):
+            assert seen[i, turn] == (numbers[i], t)
     assert row["episodes"] == episodes
-    np.testing.assert_allclose(row["success"], np.mean([n % 3 == 0 for n in numbers]))
-    np.testing.assert_allclose(row["length"], np.mean([Counting.length(n) for n in numbers]))
-    np.testing.assert_allclose(row["return"], np.mean([0.5 * Counting.length(n) for n in numbers]))  # 0.25 in [-2, 2]
+    np.testing.assert_allclose(row["success"], np.mean(numbers % 3 == 0))
+    np.testing.assert_allclose(row["length"], np.mean(lengths))
+    np.testing.assert_allclose(row["return"], 0.5 * np.mean(lengths))  # 0.25 of a box of [-2, 2]
     assert multiprocessing.active_children() == []
 
 
-def test_an_environment_without_success_reports_returns_only(tmp_path):
-    args = settings(tmp_path, env_id="toy_envs:Silent-v0", eval_episodes=3)
-    row = lps.evaluate(args, constant, np.zeros(1), 0, 0, [])
-    assert np.isnan(row["success"]) and row["return"] == 0.5 * row["length"]
+def test_a_chunk_is_a_step_that_pays_the_sum_of_its_rewards(tmp_path):
+    """Episode 2 has two steps, of a box of five actions."""
+    env = flow_bc.make_env(settings(tmp_path))
+    assert env.action_space.shape == (5,)
+    env.reset(seed=2)
+    _, reward, terminated, _, _ = env.step(np.arange(1, 6) / 10)
+    assert terminated and reward == pytest.approx(2 * 0.1 + 2 * 0.2)
 
 
-def test_a_signal_ends_an_evaluation(tmp_path):
+def test_the_number_of_cores_changes_nothing(tmp_path, monkeypatch):
+    """With networks of the usual size and a policy that draws: each number to the last bit."""
+    args = settings(tmp_path, eval_episodes=5)
+    env = flow_bc.make_env(args)
+    state = flow_bc.init_state(args, env)
+    act_fn = jax.jit(partial(flow_bc.act_once, args))
+    rows = []
+    for cores in (1, 2):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores))
+        rows.append(flow_bc.evaluate(args, act_fn, state, 0, []))
+        del rows[-1]["seconds"]
+    assert rows[0] == rows[1]
+
+
+def test_no_random_number_is_used_twice(tmp_path, monkeypatch):
+    """Updates, evaluations, their episodes and turns, and the initial weights have their own."""
+    args = settings(tmp_path)
+
+    def bits(key):
+        return jax.random.key_data(key)
+
+    monkeypatch.setattr(flow_bc, "sample_batch", lambda args, data, key: key)
+    monkeypatch.setattr(flow_bc, "update", lambda args, state, batch, key: (state, (batch, key)))
+    monkeypatch.setattr(flow_bc, "act", lambda args, state, s, key: bits(key)[None])
+    monkeypatch.setattr(flow_bc, "init", lambda args, key, s: bits(key))
+    keys = [flow_bc.init_state(args, flow_bc.make_env(args))]
+    for step in range(5):
+        _, of_training = flow_bc.learn(args, 1, None, None, step)
+        keys += [bits(key) for key in of_training]
+        for episode in range(5):
+            for turn in range(5):
+                keys.append(flow_bc.act_once(args, None, np.zeros(2), step, episode, turn))
+    assert len(np.unique(keys, axis=0)) == len(keys) == 1 + 5 * (2 + 25)
+
+
+@pytest.mark.parametrize(
+    "env_id, success", [("toy_envs:Proud-v0", 2 / 4), ("toy_envs:Silent-v0", np.nan)]
+)
+def test_success_is_a_share_of_all_episodes_or_nan(tmp_path, env_id, success):
+    """Of 4 episodes, 0 and 3 succeed. One environment tells of nothing else, the other never."""
+    args = settings(tmp_path, env_id=env_id, eval_episodes=4)
+    row = flow_bc.evaluate(args, constant, None, 0, [])
+    np.testing.assert_equal(row["success"], success)
+    np.testing.assert_allclose(row["return"], 0.5 * row["length"])
+
+
+def test_an_evaluation_that_a_signal_ends_reports_nothing(tmp_path):
     stop = []
 
-    def policy(state, s, key):
-        stop.append(2)
-        return constant(state, s, key)
+    def policy(state, s, step, episode, turn):
+        if episode == 9:
+            stop.append(2)
+        return constant(state, s, step, episode, turn)
 
-    lps.evaluate(settings(tmp_path, eval_episodes=50), policy, np.zeros(1), 0, 0, stop)
+    args = settings(tmp_path, eval_episodes=50)
+    assert flow_bc.evaluate(args, policy, None, 0, stop) is None
     assert len(stop) == 1 and multiprocessing.active_children() == []
 
 
 @pytest.mark.filterwarnings("ignore:os.fork")  # imageio starts ffmpeg
-def test_films_can_be_played(tmp_path):
-    """The first episode of an evaluation, from its first frame to its last."""
-    args = settings(tmp_path, eval_episodes=3, seed=4, capture_video=True)
-    lps.evaluate(args, constant, np.zeros(2), 1, 30, [])
+def test_the_film_is_of_the_first_episode_from_its_first_frame_to_its_last(tmp_path):
+    args = settings(tmp_path, eval_episodes=3, seed=5, capture_video=True)
+    flow_bc.evaluate(args, constant, None, 30, [])
     [film] = (tmp_path / "videos").glob("*.mp4")
-    assert film.name.startswith("step30_seed5")
+    assert film.name.startswith("step30")
     frames = imageio.mimread(film)
     assert len(frames) == Counting.length(5000) + 1
-    np.testing.assert_allclose([frame.mean() for frame in frames], 4 * np.arange(len(frames)), atol=3)
+    brightness = [frame.mean() for frame in frames]
+    np.testing.assert_allclose(brightness, 4 * np.arange(len(frames)), atol=3)

@@ -1,96 +1,88 @@
-"""What can be checked of what README.md and the other pages say: commands, flags, links, and numbers."""
+"""What the pages name is there: files, commands, flags, and the numbers of README's tables."""
 
 import csv
 import re
 import subprocess
-from importlib import import_module
-from statistics import mean
 
 import pytest
-from carry import ROOT
 
-README = (ROOT / "README.md").read_text()
-RESULTS = ROOT / "benchmark/results"
-PAGES = ["README.md", "benchmark/README.md", "benchmark/results/README.md", "benchmark/results/slips/README.md",
-         "tests/README.md"]
+from benchmark import ROOT
 
-
-@pytest.mark.parametrize("page", [*PAGES, "benchmark/results/notebook.md"])
-def test_links_lead_to_files(page):
-    for link in re.findall(r'(?:\]\(|src=")([^)"\s]+)', (ROOT / page).read_text()):
-        if not link.startswith("http"):
-            path, _, heading = link.partition("#")
-            target = (ROOT / page).parent / path
-            assert target.exists(), link
-            if heading:
-                titles = re.findall("^#+ (.*)", target.read_text(), re.M)
-                assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link
+README = ROOT / "README.md"
+TOOLS = [*ROOT.glob("*.py"), *ROOT.glob("benchmark/**/*.py"), *ROOT.glob("tests/**/*.py")]
+PAGES = [README, ROOT / "tests/README.md", *sorted(ROOT.glob("benchmark/**/*.md"))]
+of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_name_scripts_and_flags_that_exist(page):
-    lines = (ROOT / page).read_text().replace("\\\n", " ").splitlines()
-    for command in [line for line in lines if re.match(r"    .*\b(python|bash) \S+\.(py|sh)", line)]:
-        command = command.replace("benchmark/bfloat16.py ", "")  # the flags are those of the script after it
-        path, flags = re.search(r"(?:python|bash) (\S+\.(?:py|sh))(.*)", command.partition("  #")[0]).groups()
-        assert (ROOT / path).exists(), command
-        if path.endswith(".py") and path != "tests/carry.py":
-            known = import_module(path.removesuffix(".py").removeprefix("tests/").replace("/", ".")).Args
-            fields = {name.replace("_", "-") for name in known.__dataclass_fields__}
-            assert {*re.findall(r" --([\w-]+)", flags)} - {"help"} <= fields, command
+def flags_of(paths):
+    """The fields of dataclasses, and argparse's flags, in these files."""
+    text = "".join(path.read_text() for path in paths)
+    names = re.findall(r'^    (\w+): |add_argument\("--([\w-]+)"', text, re.M)
+    return {(field or flag).replace("_", "-") for field, flag in names} | {"help"}
+
+
+@of_each_page
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r'(?:\]\(|src=")([^)"\s]+)', page.read_text()):
+        if link.startswith("http"):
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall("^#+ (.*)", target.read_text(), re.M)
+            titles = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            assert heading in titles, link
+
+
+@of_each_page
+def test_commands_name_files_and_flags_that_are_there(page):
+    text = page.read_text().replace("\\\n", " ")
+    for command in re.findall(r"(?:python|bash|uv run) [^`\n]*", text):
+        command = command.partition("  #")[0]
+        names = re.findall(r" ([\w/]+\.(?:py|sh))\b", command)
+        for module in re.findall(r"-m (benchmark[.\w]*)", command):
+            names.append(module.replace(".", "/") + ".py")
+        paths = [ROOT / name for name in names]
+        assert all(path.exists() for path in paths), command
+        if paths:
+            flags = {*re.findall(r" --(?:no-)?([a-z0-9-]+)", command)}
+            assert flags <= flags_of(paths), command
+
+
+@of_each_page
+def test_flags_and_files_that_are_named_are_there(page):
+    text = page.read_text()
+    flags = {*re.findall(r"`(?:\w+\.py )?--(?:no-)?([a-z0-9-]+)[ `]", text)}
+    assert flags <= flags_of(TOOLS)
+    places = [ROOT, ROOT / "benchmark", ROOT / "tests", page.parent]
+    for name in re.findall(r"`([\w/-]+\.(?:py|sh|ipynb|md|toml))`", text):
+        assert any((place / name).exists() for place in places), name
 
 
 def test_diffs_are_as_long_as_the_table_says():
-    rows = re.findall(r"\| `diff (\S+) (\S+)` \| (\d+) \|", README)
+    rows = re.findall(r"\| `diff (\S+) (\S+)` \| (\d+) \|", README.read_text())
     for a, b, told in rows:
         diff = subprocess.run(["diff", ROOT / a, ROOT / b], capture_output=True, text=True).stdout
         assert sum(line[0] in "<>" for line in diff.splitlines()) == int(told), (a, b)
     assert len(rows) >= 5
 
 
-def table(head):
-    """The cells of README's table that begins with head: its first row, and those under the line."""
-    lines = README[README.index(head):].split("\n\n")[0].splitlines()
-    first, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return first, rows
-
-
-def test_the_results_are_those_of_the_tables_they_come_from():
-    def read(path, task, column="success"):
-        with open(RESULTS / path) as file:
-            return {row["method"]: row[column] for row in csv.DictReader(file) if row["task or domain"] == task}
-
-    columns = [
-        read("scaled-down/curves.csv", "cube-single", "published"),
-        read("scaled-down/curves.csv", "cube-single-play-singletask-v0"),
-        read("comparison/puzzle-3x3.csv", "puzzle-3x3", "published"),
-        read("comparison/puzzle-3x3.csv", "puzzle-3x3-play-singletask-task1-v0")]
-    _, rows = table("| | cube-single, published")
-    for method, *told in rows:
-        expected = [column.get(method.strip("`").removesuffix(".py"), "") for column in columns]
-        assert told == [f"{float(x):.2f}" if x else "" for x in expected], method
-    assert len(rows) >= 7
-
-
-def test_the_second_table_of_results_is_of_runs_and_of_published_curves():
-    def read(path, **of):
-        """The success of one run, or published mean, after 50,000 and 100,000 updates."""
+def test_successes_are_those_of_committed_tables():
+    """README's head is | success | domain | published | ..., its rows | script | number | ..."""
+    known = set()
+    for path in ROOT.glob("benchmark/**/*.csv"):
         with open(path) as file:
-            rows = [row for row in csv.DictReader(file) if of.items() <= row.items()]
-        at = {row.get("step") or row["updates"]: float(row["success"]) for row in rows}
-        return at["50000"], at["100000"]
-
-    places, rows = table("| | puzzle-3x3, task 1")
-    for method, *told in rows:
-        for place, success in zip(places[1:], told, strict=True):
-            domain, task = re.match(r"(\S+), task (\d)", place).groups()
-            if method.startswith("published "):
-                of = dict(domain=f"{domain} (sparse)", task=task, method=method.removeprefix("published "))
-                seeds = [read(ROOT / "benchmark/published_curves.csv", **of)]
-            else:
-                name = method.replace(".py", "").replace(" --", "_").replace(" ", "-")  # of its directory
-                runs = RESULTS / f"hundred/{domain}-play-singletask-task{task}-v0" / name
-                seeds = [read(run / "eval.csv", seed=run.name.removeprefix("seed")) for run in runs.glob("seed*")]
-            means = ", ".join(f"{mean(at):.2f}" for at in zip(*seeds))
-            assert success == means, (place, method)
-    assert len(rows) >= 11
+            for row in csv.DictReader(file):
+                place = "published" if "place" in row else "ours"
+                domain = re.sub("-play.*", "", row.get("task or domain") or row.get("place") or "")
+                if row.get("success") and "method" in row:
+                    known.add((place, domain, row["method"], f"{float(row['success']):.2f}"))
+    table = re.search(r"^\| success \|(?:.*\n\|)*.*", README.read_text(), re.M)[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    for script, *cells in rows:
+        for i in [i for i, cell in enumerate(cells, start=1) if cell]:
+            is_published = head[i] == "published"
+            source = ("published", head[i - 1]) if is_published else ("ours", head[i])
+            assert (*source, script.removesuffix(".py"), cells[i - 1]) in known, (script, head[i])
+    assert len(rows) >= 7

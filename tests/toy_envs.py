@@ -1,42 +1,38 @@
-"""Gymnasium environments for the tests, reached as toy_envs:Name-v0, and what their datasets are made of."""
+"""Environments for the tests, reached as toy_envs:Name-v0, and data for them."""
+
+import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 
-DIM, RADIUS = 4, 0.5
+DIM = 4
+RADIUS = 0.5
 
 
-def unit(rng, n=None):
-    x = rng.normal(size=(n or 1, DIM))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return x if n else x[0]
+def unit(rng, n):
+    x = rng.normal(size=(n, DIM))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def is_paid(s, a):
-    """An action pays if it keeps the norm that the data have and points where the observation does."""
+    """An action pays if it is as long as the data's, and points where the observation does."""
     norm = np.linalg.norm(a, axis=-1)
     return (np.abs(norm - RADIUS) < 0.15) & ((s * a).sum(-1) > 0.6 * norm)
 
 
 def bandit_data(n, seed=0):
-    """One-step episodes whose actions lie near a sphere, whatever the observation: about one in eight is paid."""
+    """Episodes of one step, whose actions lie near a sphere. One in eight is paid."""
     rng = np.random.default_rng(seed)
-    s, a = unit(rng, n), RADIUS * unit(rng, n) + 0.02 * rng.normal(size=(n, DIM))
-    rows = dict(observations=np.zeros((n, 2, DIM)), actions=np.zeros((n, 2, DIM)), rewards=np.zeros((n, 2)),
-                terminals=np.tile([0, 1], (n, 1)), masks=np.zeros((n, 2)))
-    rows["observations"][:, 0], rows["actions"][:, 0], rows["rewards"][:, 0] = s, a, is_paid(s, a) - 1.0
-    return {key: x.reshape(2 * n, *x.shape[2:]) for key, x in rows.items()}
-
-
-MODES, SHARES = RADIUS * np.eye(DIM)[:3], (0.6, 0.3, 0.1)
-
-
-def modes_data(n, seed=0):
-    """One-step episodes whose actions lie at one of three points, so often."""
-    rng = np.random.default_rng(seed)
-    data = bandit_data(n, seed)
-    data["actions"][::2] = MODES[rng.choice(3, n, p=SHARES)] + 0.02 * rng.normal(size=(n, DIM))
-    return data
+    s = unit(rng, n)
+    a = RADIUS * unit(rng, n) + 0.02 * rng.normal(size=(n, DIM))
+    return dict(
+        observations=np.repeat(s, 2, axis=0),
+        actions=np.repeat(a, 2, axis=0),
+        rewards=np.repeat(is_paid(s, a) - 1.0, 2),
+        terminals=np.tile([0, 1], n),
+        masks=np.zeros(2 * n),
+    )
 
 
 class Bandit(gymnasium.Env):
@@ -45,22 +41,23 @@ class Bandit(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.s = unit(self.np_random)
-        return self.s.astype(np.float32), {}
+        self.s = unit(self.np_random, 1)[0].astype(np.float32)
+        return self.s, {}
 
     def step(self, action):
-        paid = is_paid(self.s, action)
-        return self.s.astype(np.float32), paid - 1.0, True, False, {"success": bool(paid)}
+        paid = bool(is_paid(self.s, action))
+        return self.s, paid - 1.0, True, False, {"success": paid}
 
 
 class Counting(gymnasium.Env):
-    """Episodes have numbers: the seed of a reset, or one more than the last. Their lengths, rewards and success follow
-    from the number alone; the observation tells number and time."""
+    """The seed of a reset is an episode's number n, from which its length and success follow.
+
+    It observes n and the time, pays the action, and its frames become brighter.
+    """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Box(-2, 2, (1,))  # not [-1, 1]: rescaled
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
-    reports_success = True
 
     def __init__(self, render_mode=None):
         self.render_mode = render_mode
@@ -68,56 +65,100 @@ class Counting(gymnasium.Env):
     def render(self):
         return np.full((32, 48, 3), 4 * self.t, np.uint8)
 
-    def reset(self, *, seed=None, options=None):
-        self.n, self.t = self.n + 1 if seed is None else seed, 0
-        return np.array([self.n, self.t], np.float32), {}
+    def observe(self):
+        return np.array([self.n, self.t], np.float32)
+
+    def info(self):
+        return {"success": self.n % 3 == 0}
 
     @staticmethod
     def length(n):
         return 1 + 7 * n % 13
 
+    def reset(self, *, seed=None, options=None):
+        self.n = seed or 0
+        self.t = 0
+        return self.observe(), {}
+
     def step(self, action):
         self.t += 1
-        info = {"success": self.n % 3 == 0} if self.reports_success else {}
-        observation = np.array([self.n, self.t], np.float32)
-        return observation, float(action[0]), self.t == self.length(self.n), False, info
+        is_over = self.t == self.length(self.n)
+        return self.observe(), float(action[0]), is_over, False, self.info()
 
 
 class Silent(Counting):
-    reports_success = False
+    """It never tells of success."""
+
+    def info(self):
+        return {}
+
+
+class Proud(Counting):
+    """It tells of success, not of failure."""
+
+    def info(self):
+        return {"success": True} if self.n % 3 == 0 else {}
 
 
 class Discrete(Counting):
     action_space = gymnasium.spaces.Discrete(3)
 
 
-class Film(gymnasium.Env):
-    """Images of noise that follow from the reset seed and the time; an episode ends after seven steps."""
+class Film(Counting):
+    """Images of noise, other ones at each n and time. An episode ends after seven steps."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-    def frame(self):
-        return np.random.default_rng((self.seed, self.t)).integers(0, 256, (8, 8, 3), np.uint8)
+    def observe(self):
+        rng = np.random.default_rng((self.n, self.t))
+        return rng.integers(0, 256, (8, 8, 3), np.uint8)
 
-    def reset(self, *, seed=None, options=None):
-        self.seed, self.t = seed, 0
-        return self.frame(), {}
-
-    def step(self, action):
-        self.t += 1
-        return self.frame(), 0.0, False, self.t == 7, {"success": True}
+    @staticmethod
+    def length(n):
+        return 7
 
 
 def film_data(episodes):
-    """The episodes 0 ... of Film as a dataset, whose actions tell the rows apart."""
-    env, frames = Film(), []
-    for seed in range(episodes):
-        frames += [env.reset(seed=seed)[0], *(env.step(None)[0] for _ in range(7))]
-    n = len(frames)
-    return dict(observations=np.array(frames), actions=np.linspace(-0.9, 0.9, n)[:, None], rewards=np.ones(n),
-                terminals=np.arange(n) % 8 == 7)
+    """The episodes 0 ... of Film. Its actions tell the rows apart."""
+    env = Film()
+    images = []
+    for n in range(episodes):
+        images.append(env.reset(seed=n)[0])
+        images += [env.step([0])[0] for _ in range(7)]
+    rows = np.arange(len(images))
+    return dict(
+        observations=np.array(images),
+        actions=np.linspace(-0.9, 0.9, len(rows))[:, None],
+        rewards=np.ones(len(rows)),
+        terminals=(rows % 8 == 7).astype(float),
+    )
 
 
-for name in ("Bandit", "Counting", "Silent", "Discrete", "Film"):
+class Slow(Counting):
+    """It leaves a file that says that an episode is being played."""
+
+    seconds = 0.1  # that a step takes
+
+    def step(self, action):
+        Path("is_played").touch()
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
+class Stuck(Slow):
+    seconds = 30
+
+
+class BrokenStep(Counting):
+    def step(self, action):
+        return self.no_such_thing
+
+
+class BrokenInit(Counting):
+    def __init__(self, render_mode=None):
+        self.no_such_thing.reset()
+
+
+NAMES = "Bandit Counting Silent Proud Discrete Film Slow Stuck BrokenStep BrokenInit"
+for name in NAMES.split():
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
