@@ -1,146 +1,167 @@
-"""Speed: updates, start-up, evaluation and memory of every script, beside what this machine could do at best.
+"""Speed of every script: updates, start, memory, evaluation, and the cost of acting.
 
-    python benchmark/throughput.py                                    # all of it, with states
-    python benchmark/throughput.py --scripts lps --num-seeds 1 8 32
-    python benchmark/throughput.py --scripts lps --pixels             # visual-cube-single's sizes
+    python -m benchmark.throughput                             # all scripts, observations of states
+    python -m benchmark.throughput --pixels --batch-size 64    # of pixels, without evaluations
 
-Full-size networks, batch 256, cube-single's sizes, random data. What is timed are runs of the scripts through their
-command line, a process each: the rates stand in their train.csv, the times of evaluations in their eval.csv.
+Networks of full size, the sizes of cube-single, random data. Updates, start, memory and evaluation
+are those of a run of the script through its command line; acting is its compiled policy.
 """
 
 import csv
 import os
 import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process and its runs share a GPU's memory
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the runs need memory too
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax.training.train_state import TrainState
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripts lie there
-from benchmark.latency import SCRIPTS, device_name, print_row, write_table
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmark import ROOT, SCRIPTS
 
 
 @dataclass
 class Args:
-    scripts: tuple[str, ...] = SCRIPTS  # which
-    num_seeds: tuple[int, ...] = (1, 2, 4, 8)  # seeds trained together, a run each
+    scripts: tuple[str, ...] = tuple(SCRIPTS)  # which
     pixels: bool = False  # observations of 64 x 64 x 3, and no evaluations
-    updates: int | None = None  # between two readings of the clock (default: 50; pixels 2; with a GPU 20 times as many)
-    repeats: int = 5  # readings; more are steadier
-    eval_episodes: int = 50  # of the evaluation at the end of each script's first run; 0: none
-    out: Path = ROOT / "benchmark/results/throughput.csv"  # the csv to write
+    batch_size: int = 256  # chunks in a batch
+    updates: int | None = None  # of a run (default: 600, with pixels 5; on a GPU 20 times as many)
+    eval_episodes: int = 50  # of both evaluations of a run; 0: none
+    calls: int = 1000  # of a policy, for the cost of acting
+    out: Path = Path("throughput.csv")  # the table
 
 
-def random_data(pixels, rows=20_000):
+def save_data(path, pixels, rows=20_000):
     rng = np.random.default_rng(0)
+    observations = rng.normal(size=(rows, 28)).astype(np.float32)
     if pixels:
         observations = rng.integers(0, 256, (rows, 64, 64, 3), np.uint8)
-    else:
-        observations = rng.normal(size=(rows, 28)).astype(np.float32)
-    return dict(observations=observations, actions=rng.uniform(-1, 1, (rows, 5)).astype(np.float32),
-                rewards=-np.ones(rows, np.float32), terminals=np.arange(rows) % 1000 == 999)
+    actions = rng.uniform(-1, 1, (rows, 5)).astype(np.float32)
+    terminals = np.arange(rows) % 1000 == 999
+    rewards = -np.ones(rows, np.float32)
+    np.savez(path, observations=observations, actions=actions, rewards=rewards, terminals=terminals)
 
 
-def matrix_rate(repeats):
-    """Floating-point operations per second of a chain of (256, 512) x (512, 512) products."""
-    x, w = (jax.random.normal(jax.random.key(i), (n, 512)) for i, n in enumerate((256, 512)))
-    chain, rates = jax.jit(lambda x, w: jax.lax.fori_loop(0, 500, lambda _, x: 0.04 * (x @ w), x)), []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(chain(x, w))
-        rates.append(500 * 2 * 256 * 512 * 512 / (time.perf_counter() - began))
-    return np.array(rates[1:])
+# ======================================================================================= Of a run
 
 
-def count_flops(name, pixels, folder):
-    """Floating-point operations of one update of one seed, as XLA counts them. It counts the body of a loop once, so
-    loops are unrolled here."""
-    script = import_module(name)
-    args = script.prepare(script.Args(action_dim=5, run_dir=str(folder / "flops")))
-    s = jax.ShapeDtypeStruct((256, 64, 64, 9) if pixels else (256, 28), jnp.uint8 if pixels else jnp.float32)
-    numbers = jax.ShapeDtypeStruct((256,), jnp.float32)
-    batch = dict(observations=s, next_observations=s, actions=jax.ShapeDtypeStruct((256, 25), jnp.float32),
-                 rewards=numbers, masks=numbers)
-    key = jax.eval_shape(jax.random.key, 0)
-    state = jax.eval_shape(partial(script.init, args), key, jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype))
-
-    def update(state, batch, key):
-        with jax.disable_jit():
-            return script.update(args, state, batch, key)
-
-    return jax.jit(update).lower(state, batch, key).compile().cost_analysis()["flops"]
+def read_column(path, name):
+    with open(path) as file:
+        return np.array([float(row[name]) for row in csv.DictReader(file)])
 
 
-def run_script(name, seeds, args, updates, episodes, folder):
-    """Of a run: updates per second of each seed, but for the first interval, which compiles; the seconds that were
-    neither updates at that rate nor evaluation; peak memory in GB; seconds of the evaluation, if there was one."""
-    run_dir = Path(tempfile.mkdtemp(dir=folder), "run")
-    command = [sys.executable, ROOT / f"{name}.py", "--dataset-path", folder / "data.npz", "--num-seeds", seeds,
-               "--total-steps", updates * (args.repeats + 1), "--log-interval", updates, "--eval-interval", 0,
-               "--eval-episodes", episodes, "--run-dir", run_dir]
-    if args.pixels:
-        command += ["--env-id", "visual-cube-single-play-singletask-v0"]
+def time_run(args, name, updates, folder):
+    """Updates per second of each call, seconds of an evaluation, those of the rest, and memory."""
+    run_dir = folder / name
+    episodes = 0 if args.pixels else args.eval_episodes
+    domain = "visual-cube-single" if args.pixels else "cube-single"
+    flags = f"""--env-id {domain}-play-singletask-v0 --dataset-path {folder}/data.npz
+        --batch-size {args.batch_size} --total-steps {updates} --log-interval 1
+        --eval-interval 0 --eval-episodes {episodes} --run-dir {run_dir}"""
+    command = [sys.executable, f"{ROOT}/{name}.py", *flags.split()]
     began = time.perf_counter()
-    process = subprocess.Popen(map(str, command), stdout=subprocess.DEVNULL, env=os.environ | {"TQDM_DISABLE": "1"})
-    _, code, usage = os.wait4(process.pid, 0)
+    settings = dict(stdout=subprocess.DEVNULL, env=os.environ | {"TQDM_DISABLE": "1"})
+    _, code, usage = os.wait4(subprocess.Popen(command, **settings).pid, 0)
     wall = time.perf_counter() - began
     if code:
-        raise SystemExit(f"{name}.py failed: {' '.join(map(str, command))}")
-    with open(run_dir / "train.csv") as file:
-        rates = np.array([float(row["updates_per_second"]) for row in csv.DictReader(file) if int(row["seed"]) == 0])
-    evaluation = 0.0
-    if episodes:
-        with open(run_dir / "eval.csv") as file:
-            evaluation = sum(float(row["seconds"]) for row in csv.DictReader(file))
-    start = wall - evaluation - updates * (args.repeats + 1) / np.median(rates[1:])
-    return rates[1:], start, usage.ru_maxrss / 1e6, evaluation
+        raise SystemExit(f"failed: {' '.join(command)}")
+    rates = read_column(run_dir / "train.csv", "updates_per_second")  # a row for each call
+    steps = np.diff(read_column(run_dir / "train.csv", "step"), prepend=0)
+    seconds = read_column(run_dir / "eval.csv", "seconds") if episodes else np.zeros(1)
+    rest = wall - seconds.sum() - (steps / rates).sum()
+    return rates, seconds.mean(), rest, usage.ru_maxrss / 1e6
+
+
+# ==================================================================================== Of functions
+
+
+def make(args, name, folder):
+    """A script, its arguments, its state and an observation."""
+    script = import_module(name)
+    own = script.Args(action_dim=5, batch_size=args.batch_size, run_dir=f"{folder}/none")
+    own = script.prepare(own)
+    s = np.random.default_rng(0).normal(size=28).astype(np.float32)
+    if args.pixels:
+        s = np.random.default_rng(0).integers(0, 256, (64, 64, 9), np.uint8)
+    return script, own, jax.jit(partial(script.init, own))(jax.random.key(0), 1.0 * s[None]), s
+
+
+def count_evaluations(script, args, state, s):
+    """{network: how often it is evaluated for a chunk}, counted while loops run step by step."""
+    counts = Counter()
+
+    def counted(name, apply_fn, params, s, *inputs, encode=False):
+        if not encode:
+            counts[name] += len(s)
+        return apply_fn(params, s, *inputs, encode=encode)
+
+    for name, x in state.items():
+        if isinstance(x, TrainState):
+            state = state | {name: x.replace(apply_fn=partial(counted, name, x.apply_fn))}
+    with jax.disable_jit():
+        script.act(args, state, jnp.asarray(s)[None], jax.random.key(0))
+    return counts
+
+
+def time_acting(script, args, state, s, calls):
+    """Microseconds of each call, from one observation in NumPy to its chunk in NumPy."""
+    act_fn = jax.jit(partial(script.act_once, args))
+    took = []
+    for turn in range(calls + 100):
+        began = time.perf_counter()
+        np.asarray(act_fn(state, s, 0, 0, turn))
+        took.append(1e6 * (time.perf_counter() - began))
+    return took[100:]
+
+
+def measure(args, name, updates, folder):
+    """A row of the table."""
+    rates, evaluation, rest, memory = time_run(args, name, updates, folder)
+    script, own, state, s = make(args, name, folder)
+    counts = count_evaluations(script, own, state, s)
+    took = time_acting(script, own, state, s, args.calls)
+    return {
+        "script": name,
+        "updates/s": f"{np.median(rates):.4g}",
+        "least to most": f"{rates.min():.4g} to {rates.max():.4g}",
+        "start and end (s)": f"{rest:.3g}",
+        "memory (GB)": f"{memory:.3g}",
+        "an evaluation (s)": f"{evaluation:.3g}",
+        "a policy call (us)": f"{np.median(took):.0f}",
+        "99th percentile (us)": f"{np.percentile(took, 99):.0f}",
+        "networks for a chunk": ", ".join(f"{key} {n}" for key, n in counts.items()),
+    }
 
 
 def main(args):
-    updates = args.updates or (2 if args.pixels else 50) * (1 if jax.default_backend() == "cpu" else 20)
-    device, rows = device_name(), []
-
-    def note(name, seeds, what, values, unit):
-        values = np.atleast_1d(values)
-        median, least, most = (float(f"{f(values):.4g}") for f in (np.median, np.min, np.max))
-        rows.append({"script": name, "observations": "pixels" if args.pixels else "states", "seeds": seeds,
-                     "what": what, "median": median, "least": least, "most": most, "unit": unit, "timings": len(values),
-                     "device": device, "load": round(os.getloadavg()[0], 1)})
-        print_row([name, seeds, what, f"{median:g}", f"{least:g} to {most:g}", unit])
-
-    print(device)
-    print_row(["script", "seeds", "", "median", "least to most", ""])
-    print_row(["---"] * 6)
-    rate = matrix_rate(args.repeats)
-    note("", 1, "matrix products of 256 x 512 x 512", rate / 1e9, "GFLOP/s")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        np.savez(folder / "data.npz", **random_data(args.pixels))
+    device = jax.devices()[0].device_kind
+    updates = args.updates or (5 if args.pixels else 600)
+    if device != "cpu" and args.updates is None:
+        updates *= 20
+    print(f"{device}, {len(os.sched_getaffinity(0))} cores")
+    rows = []
+    with TemporaryDirectory() as folder:
+        save_data(f"{folder}/data.npz", args.pixels)
         for name in args.scripts:
-            flops = count_flops(name, args.pixels, folder)
-            note(name, 1, "floating-point operations of an update", flops / 1e9, "GFLOP")
-            for seeds in args.num_seeds:
-                episodes = 0 if args.pixels or seeds != args.num_seeds[0] else args.eval_episodes
-                per_second, start, memory, evaluation = run_script(name, seeds, args, updates, episodes, folder)
-                note(name, seeds, "updates, all seeds together", seeds * per_second, "1/s")
-                note(name, seeds, "share of the machine's products", seeds * per_second * flops / np.median(rate), "")
-                note(name, seeds, "start and end, compiling included", start, "s")
-                note(name, seeds, "peak memory", memory, "GB")
-                if episodes:
-                    note(name, seeds, f"evaluation of {episodes} episodes a seed", evaluation, "s")
-    write_table(args.out, rows)
+            rows.append(measure(args, name, updates, Path(folder)))
+            if len(rows) == 1:
+                print("|", " | ".join(rows[0]), "|")
+                print("| --- " * len(rows[0]) + "|")
+            print("|", " | ".join(rows[-1].values()), "|", flush=True)
+    with open(args.out, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__.split("\n")[0]))
+    main(tyro.cli(Args, description=__doc__.partition("\n")[0]))
