@@ -6,27 +6,15 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from signal import SIGINT, SIGKILL, SIGTERM
 
+import helpers
 import numpy as np
 import pytest
 import toy_envs
-from helpers import (
-    COUNTING,
-    TINY,
-    as_flags,
-    assert_same_run,
-    checkpoint,
-    finish,
-    load,
-    make_data,
-    read_csv,
-    start,
-    until,
-)
+from helpers import COUNTING, TINY, as_flags, checkpoint, finish, load, read_csv, start, until
 
 import lps
 from benchmark import ROOT
@@ -40,7 +28,7 @@ def alone(folder, name):
     """A folder that holds a copy of the script, toy_envs and a small dataset."""
     shutil.copy(ROOT / f"{name}.py", folder)
     shutil.copy(toy_envs.__file__, folder)
-    np.savez(folder / "own.npz", **make_data([9, 9, 3, 30]))
+    np.savez(folder / "own.npz", **helpers.make_data([9, 9, 3, 30]))
     return folder
 
 
@@ -60,34 +48,25 @@ def whole(folder):
     return folder / "whole", *finish(begin(folder, "lps", LONG | dict(run_dir="whole")))
 
 
-# ============================================================================ What a run leaves
-
-
 def test_a_run_directory(whole):
     run_dir, out, err = whole
     names = {"args.json", "lps.py", "checkpoint.msgpack", "eval.csv", "train.csv"}
     assert {path.name for path in run_dir.iterdir()} == names
-    assert (run_dir / "lps.py").read_bytes() == (run_dir.parent / "lps.py").read_bytes()
+    assert (run_dir / "lps.py").read_bytes() == (ROOT / "lps.py").read_bytes()
     assert checkpoint(run_dir)["step"] == 200
-
     record = json.loads((run_dir / "args.json").read_text())
-    facts = dict(script="lps", dataset="own.npz", transitions=51, trajectories=4)
+    told = dict(script="lps", dataset="own.npz", transitions=51, trajectories=4)
     versions = {"python", "jax", "ogbench", "mujoco", "device"}
-    assert record.keys() == {*vars(lps.Args()), *facts, *versions}
-    rounded = dict(total_steps=200, eval_interval=200)
-    assert (facts | rounded | dict(sparse=False, action_dim=1)).items() <= record.items()
-
+    assert record.keys() == {*vars(lps.Args()), *told, *versions}
+    told |= dict(total_steps=200, eval_interval=200, sparse=False, action_dim=1)
+    assert told.items() <= record.items()
     train = read_csv(run_dir / "train.csv")
-    assert list(train[0])[:3] == ["step", "seed", "updates_per_second"]
     assert [row["step"] for row in train] == ["100", "200"]
     assert all(np.isfinite(float(x)) for row in train for x in row.values())
     table = read_csv(run_dir / "eval.csv")
     assert ",".join(table[0]) == "step,seed,success,return,length,episodes,seconds"
     assert [row["step"] for row in table] == ["0", "200"]
-
-    for fact in (COUNTING, "rounded up to multiples", "transitions: 51", "device: cpu"):
-        assert fact in out
-    assert "200/200" in err and "updates/s" in err and "success=" in err
+    assert "rounded up to multiples" in out and "success=" in err
     assert "warn" not in (out + err).lower()
 
 
@@ -123,35 +102,22 @@ def test_runs_that_start_together_have_directories_of_their_own(tmp_path, monkey
     assert len({lps.prepare(lps.Args()).run_dir for _ in range(3)}) == 3
 
 
-def test_nothing_happens_on_import(folder):
-    """No handlers of signals, no environment variables, no devices."""
-    state = "(signal.getsignal(2), signal.getsignal(15), dict(os.environ))"
-    code = f"import os, signal; before = {state}; import lps; assert before == {state};"
-    code += "from jax._src import xla_bridge; assert not xla_bridge._backends"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+DOMAINS = [
+    ("qc_fql", "cube-single", dict(alpha=30, sparse=False)),
+    ("qc_mfql", "visual-scene", dict(alpha=1, sparse=True)),
+    ("ifql", "puzzle-3x3", dict(expectile=0.95, sparse=True)),
+    ("gfp", "cube-double", dict(alpha=1, eta=0.01, target="both", sparse=False)),
+    ("gfp", "puzzle-4x4", dict(alpha=3, eta=1e-5, target="student", sparse=False)),
+]
 
 
-DOMAINS = {
-    ("qc_fql", "cube-single"): dict(alpha=30, sparse=False),
-    ("qc_mfql", "visual-scene"): dict(alpha=1, sparse=True),
-    ("ifql", "puzzle-3x3"): dict(expectile=0.95, sparse=True),
-    ("gfp", "cube-double"): dict(alpha=1, eta=0.01, target="both", sparse=False),
-    ("gfp", "puzzle-4x4"): dict(alpha=3, eta=1e-5, target="student", sparse=False),
-}
-
-
-@pytest.mark.parametrize("name, domain", DOMAINS)
-def test_what_was_not_given_follows_the_domain(tmp_path, name, domain):
+@pytest.mark.parametrize("name, domain, expected", DOMAINS)
+def test_what_was_not_given_follows_the_domain(tmp_path, name, domain, expected):
     script = load(name)
     own = dict(run_dir=str(tmp_path), env_id=f"{domain}-play-singletask-task2-v0")
-    args = script.prepare(script.Args(**own))
-    assert DOMAINS[name, domain].items() <= vars(args).items()
-    given = dict.fromkeys(DOMAINS[name, domain], 0.5)
-    args = script.prepare(script.Args(**own, **given))
-    assert given.items() <= vars(args).items()
-
-
-# ========================================================================= Stopping, resuming
+    for given in ({}, dict.fromkeys(expected, 0.5)):
+        args = script.prepare(script.Args(**own | given))
+        assert (expected | given).items() <= vars(args).items()
 
 
 @pytest.mark.parametrize("number, seconds", [(SIGTERM, 0), (SIGINT, 1.5)])
@@ -167,7 +133,7 @@ def test_a_run_stopped_in_an_evaluation(folder, whole, number, seconds):
     assert checkpoint(folder / name)["step"] == 0
     assert not (folder / name / "eval.csv").exists()
     finish(begin(folder, "lps", dict(run_dir=name), "--resume"))
-    assert_same_run(folder / name, whole[0])
+    helpers.assert_same_run(folder / name, whole[0])
 
 
 @pytest.mark.parametrize("number, code, name", [(SIGINT, 130, "mf_bon"), (SIGKILL, -9, "mf_bc")])
@@ -185,33 +151,32 @@ def test_a_run_stopped_while_it_learns(tmp_path, number, code, name):
     total = dict(total_steps=step + 300)
     finish(begin(tmp_path, name, dict(run_dir="stopped") | total, "--resume"))
     finish(begin(tmp_path, name, given | dict(run_dir="whole") | total))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole", ["train.csv"])
+    helpers.assert_same_run(tmp_path / "stopped", tmp_path / "whole", ["train.csv"])
 
 
 def test_a_second_ctrl_c_ends_at_once(folder):
-    """The first one waits for what is under way, here for a step of 30 seconds."""
+    """The first one, which `uv run` doubles, waits for what is under way: a step of 30 seconds."""
     process = begin(folder, "lps", LONG | dict(run_dir="stuck", env_id="toy_envs:Stuck-v0"))
     until((folder / "is_played").exists)
+    process.send_signal(SIGINT)
+    time.sleep(0.05)
     process.send_signal(SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2)
     process.send_signal(SIGINT)
-    assert process.wait(5) == -SIGINT
+    assert process.wait(5) == 128 + SIGINT
 
 
 def test_ctrl_c_ends_a_download_at_once(tmp_path):
     """From a server that does not answer."""
     server = socket.create_server(("127.0.0.1", 0))
     proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
-    proxies = dict(http_proxy=proxy, https_proxy=proxy)
-    process = begin(tmp_path, ROOT / "lps", dict(dataset_dir="."), **proxies)
+    flags = ["--dataset-dir", "."]
+    process = start(tmp_path, ROOT / "lps", *flags, http_proxy=proxy, https_proxy=proxy)
     server.accept()
     process.send_signal(SIGINT)
     assert process.wait(5) == -SIGINT and "Traceback" not in process.stderr.read()
     assert not list(tmp_path.rglob("*.npz")) and not list(tmp_path.rglob("args.json"))
-
-
-# ================================================================================= --eval-only
 
 
 def test_eval_only_prints_one_line_of_json(folder, whole):

@@ -1,7 +1,6 @@
-"""The dataset contract: batches against brute force, pixels too, OGBench's relabelling, and data on the disk."""
+"""Datasets against brute force: batches, stacks and shifts of frames, rewards, and environments."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_envs
@@ -10,148 +9,142 @@ from helpers import COUNTING, make_data
 import lps
 
 
-def loaded(tmp_path, data, env_id=COUNTING, folder=False, **settings):
-    """What the script makes of a dataset: its arguments, the arrays, what it tells of them."""
-    if folder:
-        path = tmp_path / "folder"
-        path.mkdir(exist_ok=True)
-        for key, x in data.items():
-            np.save(path / f"{key}.npy", x)
-    else:
-        path = tmp_path / "data.npz"
-        np.savez(path, **data)
-    args = lps.Args(env_id=env_id, dataset_path=str(path), action_dim=1, **settings)
-    return args, *lps.load_dataset(args, lps.make_env(args))
+def load_dataset(tmp_path, data, env_id=COUNTING, **settings):
+    """The arguments of a run on these data, and the arrays that it trains on."""
+    np.savez(tmp_path / "data.npz", **data)
+    path = str(tmp_path / "data.npz")
+    args = lps.Args(env_id=env_id, dataset_path=path, action_dim=1, **settings)
+    arrays, _ = lps.load_dataset(args, lps.make_env(args))
+    return args, arrays
 
 
-def sampler(args, arrays):
-    """Batches as a run draws them, by the seed of their key; observations that are mapped stay outside."""
-    on_disk = arrays["observations"] if isinstance(arrays["observations"], np.memmap) else None
-    there = {key: jnp.asarray(x) for key, x in arrays.items() if on_disk is None or key != "observations"}
-    sample = jax.jit(lambda there, key: lps.sample_batch(args, there, on_disk, key))
-    return lambda seed: {key: np.asarray(x) for key, x in sample(there, jax.random.key(seed)).items()}
+sample_batch = jax.jit(lps.sample_batch, static_argnums=0)
+
+
+def draw(args, arrays, seed):
+    return jax.device_get(sample_batch(args, arrays, jax.random.key(seed)))
 
 
 def brute_force(data, lengths, horizon, gamma):
-    """{start: what its chunk is}, for every chunk that lies in one trajectory with the state that follows it."""
-    chunks, first = {}, 0
+    """{row: the chunk that begins there}, of those that lie in one trajectory with what follows."""
+    chunks = {}
+    first = 0
     for n in lengths:
-        for t in range(first, first + n + 1):
-            if t + horizon <= first + n:
-                chunks[t] = dict(
-                    observations=data["observations"][t],
-                    actions=np.concatenate(data["actions"][t : t + horizon]),
-                    rewards=sum(gamma**i * data["rewards"][t + i] for i in range(horizon)),
-                    masks=float(all(data["masks"][t + i] for i in range(horizon))),
-                    next_observations=data["observations"][t + horizon])
+        for row in range(first, first + n + 1 - horizon):
+            rows = range(row, row + horizon)
+            chunks[row] = dict(
+                observations=data["observations"][row],
+                actions=np.concatenate(data["actions"][rows]),
+                rewards=sum(gamma**i * data["rewards"][row + i] for i in range(horizon)),
+                masks=float(all(data["masks"][rows])),
+                next_observations=data["observations"][row + horizon],
+            )
         first += n + 1
     return chunks
 
 
-@pytest.mark.parametrize("horizon, seed", [(1, 0), (2, 1), (5, 2), (5, 3)])
-def test_chunks_against_brute_force(tmp_path, horizon, seed):
-    """Trajectories shorter than the chunk, as long, one longer, empty ones; each possible chunk equally often."""
-    lengths = [horizon - 1, horizon, 0, horizon + 1, *np.random.default_rng(seed).integers(0, 4 * horizon, 6).tolist()]
-    data = make_data(lengths, seed)
-    args, arrays, facts = loaded(tmp_path, data, horizon=horizon, gamma=0.9, batch_size=4000)
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_batches_are_chunks_of_one_trajectory_all_equally_often(tmp_path, horizon):
+    """Of trajectories shorter than the chunk, as long, one longer, and of none."""
+    more = np.random.default_rng(horizon).integers(0, 4 * horizon, 6).tolist()
+    lengths = [horizon - 1, horizon, 0, horizon + 1, *more]
+    data = make_data(lengths, horizon)
+    args, arrays = load_dataset(tmp_path, data, horizon=horizon, gamma=0.9, batch_size=4000)
     chunks = brute_force(data, lengths, horizon, 0.9)
-    expected = dict(transitions=sum(lengths), trajectories=len(lengths), chunks=len(chunks))
-    assert {key: facts[key] for key in expected} == expected
-
-    batch = sampler(args, arrays)(0)
-    starts = [min(chunks, key=lambda t: abs(chunks[t]["observations"] - s).sum()) for s in batch["observations"]]
-    for key, values in batch.items():
-        np.testing.assert_allclose(values, [chunks[t][key] for t in starts], rtol=1e-5, atol=1e-6)
-    counts, each = np.array([starts.count(t) for t in chunks]), 4000 / len(chunks)
-    assert ((counts - each) ** 2 / each).sum() < len(chunks) + 5 * np.sqrt(2 * len(chunks))  # chi-squared
-    assert set(batch) == {"observations", "actions", "rewards", "masks", "next_observations"}
-    assert all(x.dtype == np.float32 for x in batch.values())
-
-
-@pytest.mark.parametrize("horizon", [1, 5])
-def test_a_mapped_folder_gives_the_same_batches(tmp_path, horizon):
-    data = make_data([3, horizon, 0, 3 * horizon, 9])
-    settings = dict(horizon=horizon, batch_size=64)
-    args, arrays, facts = loaded(tmp_path, data, **settings)
-    _, mapped, mapped_facts = loaded(tmp_path, data, folder=True, **settings)
-    assert isinstance(mapped["observations"], np.memmap)
-    assert mapped_facts["dataset"] == str(tmp_path / "folder")
-    assert {key: mapped_facts[key] for key in ("transitions", "trajectories", "chunks")} == {
-        key: facts[key] for key in ("transitions", "trajectories", "chunks")}
-    draw, draw_mapped = sampler(args, arrays), sampler(args, mapped)
-    for seed in range(4):
-        mapped_batch = draw_mapped(seed)
-        for key, x in draw(seed).items():
-            np.testing.assert_array_equal(x, mapped_batch[key], err_msg=key)
+    batch = draw(args, arrays, 0)
+    rows = list(chunks)
+    beginnings = np.array([chunks[row]["observations"] for row in rows])
+    which = np.abs(batch["observations"][:, None] - beginnings).sum(axis=2).argmin(axis=1)
+    assert batch.keys() == chunks[rows[0]].keys()
+    for name, values in batch.items():
+        expected = np.array([chunks[row][name] for row in rows])[which]
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    each = 4000 / len(rows)
+    chi_squared = ((np.bincount(which, minlength=len(rows)) - each) ** 2 / each).sum()
+    assert chi_squared < len(rows) + 5 * np.sqrt(2 * len(rows))
 
 
-def test_actions_are_clipped_and_masks_default_to_one(tmp_path):
+def test_actions_are_clipped_and_masks_are_one_if_not_given(tmp_path):
     data = make_data([6, 6])
     data["actions"][:2, 0] = 1, -1
     del data["masks"]
-    _, arrays, _ = loaded(tmp_path, data)
-    assert arrays["actions"].max() == np.float32(1 - 1e-5) and arrays["actions"].min() == np.float32(-1 + 1e-5)
+    _, arrays = load_dataset(tmp_path, data)
+    assert arrays["actions"].max() == np.float32(1 - 1e-5)
+    assert arrays["actions"].min() == np.float32(-1 + 1e-5)
     assert (arrays["masks"][[0, 5]] == 1).all()
 
 
-def test_the_last_rows_action_and_reward_may_be_anything(tmp_path):
+def test_a_last_rows_action_and_reward_may_be_anything(tmp_path):
     data = make_data([6, 6])
-    for key in ("actions", "rewards", "masks"):
-        data[key][[6, 13]] = np.nan
-    args, arrays, _ = loaded(tmp_path, data, batch_size=100)
-    assert len(arrays["starts"]) == 4
-    assert all(np.isfinite(x).all() for x in sampler(args, arrays)(0).values())
+    for name in ("actions", "rewards", "masks"):
+        data[name][[6, 13]] = np.nan
+    args, arrays = load_dataset(tmp_path, data, batch_size=100)
+    for name, x in draw(args, arrays, 0).items():
+        assert np.isfinite(x).all(), name
 
 
-# --------------------------------------------------------------------------------------------------------------- pixels
+# =========================================================================================== Pixels
 
 
-def stacked(frames, t, first):
-    """The frames t-2, t-1 and t of a trajectory; before its first one stands that frame again."""
-    return np.concatenate([frames[max(i, first)] for i in (t - 2, t - 1, t)], axis=-1)
+def stacked(frames, row, first):
+    """The last three frames of a trajectory that begins at row first, which is repeated."""
+    return np.concatenate([frames[max(i, first)] for i in (row - 2, row - 1, row)], axis=-1)
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_frames_are_stacked_and_shifted(tmp_path, folder):
-    """Half of the batches are shifted, each chunk's two observations alike and every chunk by itself, by up to 3."""
+def places(image, shifted):
+    """By how much it may have been shifted."""
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="edge")
+    shifts = [(i, j) for i in range(7) for j in range(7)]
+    return [(i, j) for i, j in shifts if np.array_equal(padded[i : i + 8, j : j + 8], shifted)]
+
+
+def test_frames_are_stacked_and_shifted(tmp_path):
+    """Half of the batches, every chunk by itself, its two observations alike, by up to three."""
     data = toy_envs.film_data(3)
-    args, arrays, _ = loaded(tmp_path, data, "toy_envs:Film-v0", folder, horizon=2, batch_size=32)
-    draw, shifted, places = sampler(args, arrays), 0, set()
+    settings = dict(horizon=2, batch_size=32)
+    args, arrays = load_dataset(tmp_path, data, "toy_envs:Film-v0", **settings)
+    found = set()
+    counts = []
     for seed in range(30):
-        batch, here = draw(seed), set()
-        for action, s, next_s in zip(batch["actions"], batch["observations"], batch["next_observations"]):
-            t = np.abs(data["actions"][:, 0] - action[0]).argmin()
-            assert t % 8 <= 5
-            raw = [np.pad(stacked(data["observations"], i, t // 8 * 8), ((3, 3), (3, 3), (0, 0)), mode="edge")
-                   for i in (t, t + 2)]
-            at = [[(i, j) for i in range(7) for j in range(7) if np.array_equal(x[i : i + 8, j : j + 8], image)]
-                  for x, image in zip(raw, (s, next_s))]
-            assert at[0] == at[1] and len(at[0]) == 1
-            here.add(at[0][0])
-        shifted += here != {(3, 3)}
-        places |= here
+        batch = draw(args, arrays, seed)
+        here = set()
+        for i in range(32):
+            row = np.abs(data["actions"][:, 0] - batch["actions"][i, 0]).argmin()
+            s = stacked(data["observations"], row, row // 8 * 8)
+            next_s = stacked(data["observations"], row + 2, row // 8 * 8)
+            [place] = places(s, batch["observations"][i])
+            assert places(next_s, batch["next_observations"][i]) == [place]
+            here.add(place)
+        counts.append(len(here))
         assert here == {(3, 3)} or len(here) > 10
-    assert 7 <= shifted <= 23 and len(places) == 49
+        found |= here
+    assert len(found) == 49 and 7 <= counts.count(1) <= 23
 
 
-def test_the_environment_stacks_as_the_sampler_does():
-    args = lps.Args(env_id="toy_envs:Film-v0", horizon=2)
-    env, data = lps.make_env(args), toy_envs.film_data(3)
+# ===================================================================================== Environments
+
+
+def test_the_environment_stacks_frames_as_the_dataset_does():
+    env = lps.make_env(lps.Args(env_id="toy_envs:Film-v0", horizon=2))
+    frames = toy_envs.film_data(3)["observations"]
     seen = [env.reset(seed=2)[0]] + [env.step(np.zeros(2))[0] for _ in range(3)]
-    expected = [stacked(data["observations"], 16 + t, 16) for t in (0, 2, 4, 6)]
-    np.testing.assert_array_equal(lps.stack(np.array(seen)), expected)
+    np.testing.assert_array_equal(seen, [stacked(frames, 16 + t, 16) for t in (0, 2, 4, 6)])
+    assert env.observation_space.contains(seen[0])
 
 
-# --------------------------------------------------------------------------------------------------------- environments
-
-
-def test_actions_are_rescaled_and_chunks_end_with_the_episode():
-    env = lps.make_env(lps.Args(env_id=COUNTING))  # acts in [-2, 2], and pays what it is told to do
+def test_a_chunk_is_a_step_that_pays_the_sum_and_ends_with_the_episode():
+    """Actions are rescaled: here the environment acts in [-2, 2], and pays what it does."""
+    env = lps.make_env(lps.Args(env_id=COUNTING, horizon=3))
+    assert env.action_space == lps.Box(-1, 1, (3,))
     env.reset(seed=1)  # 8 steps
-    outcomes = [env.step(np.array(chunk)) for chunk in ([-1, 0.25, 1], [0, 0, 0], [1, -1, 0.5])]
-    assert [outcome[1] for outcome in outcomes] == [2, 0, -2]
-    assert [outcome[2] for outcome in outcomes] == [False, False, True]
-    assert outcomes[-1][4]["episode"]["r"] == 0.5 and outcomes[-1][4]["episode"]["l"] == 8
+    chunks = np.array([[-1, 0.25, 1], [0, 0, 0.5], [1, -1, 0.5]], np.float32)
+    steps = [env.step(chunk) for chunk in chunks]
+    assert [step[1] for step in steps] == [0.5, 1, 0]
+    assert [step[2] for step in steps] == [False, False, True]
+    np.testing.assert_array_equal(steps[-1][0], [1, 8])
+    np.testing.assert_array_equal(
+        steps[-1][4]["outcome"], [0, 1.5, 8]
+    )  # no success, return, length
 
 
 def solve(env):
@@ -160,8 +153,9 @@ def solve(env):
         env._cur_button_states[:] = env._target_button_states
         env._apply_button_states()
     for i in range(getattr(env, "_num_cubes", 0)):
-        env._data.joint(f"object_joint_{i}").qpos[:3] = env._data.mocap_pos[env._cube_target_mocap_ids[i]]
-        env._data.joint(f"object_joint_{i}").qvel[:] = 0
+        joint = env._data.joint(f"object_joint_{i}")
+        joint.qpos[:3] = env._data.mocap_pos[env._cube_target_mocap_ids[i]]
+        joint.qvel[:] = 0
     if hasattr(env, "_target_drawer_pos"):
         env._data.joint("drawer_slide").qpos[0] = env._target_drawer_pos
         env._data.joint("window_slide").qpos[0] = env._target_window_pos
@@ -170,30 +164,31 @@ def solve(env):
 
 @pytest.mark.parametrize("scene", ["cube-double", "puzzle-3x3", "scene"])
 def test_ogbench_rewards_are_those_of_the_environment(tmp_path, scene):
-    """Rewards are relabelled from the states of a rollout; OGBench's environment said the same at the time."""
-    args = lps.Args(env_id=f"{scene}-play-singletask-task1-v0", action_dim=5, sparse=False)
+    """Those of the states of a rollout are what OGBench's environment said at the time."""
+    path = str(tmp_path / "data.npz")
+    env_id = f"{scene}-play-singletask-task1-v0"
+    args = lps.Args(env_id=env_id, dataset_path=path, action_dim=5, horizon=1, sparse=False)
     env = lps.make_env(args)
-    s, _ = env.reset(seed=0)
     rng = np.random.default_rng(0)
-    rows = dict(observations=[], actions=[], terminals=[], qpos=[], button_states=[])
-    rewards, successes = [], []
-    for t in range(60):
-        action = np.clip(rng.normal(0, 1, 5) + [0, 0, -0.5, 0, 0], -1, 1)
-        if t == 30:
+    rows = []
+    told = []
+    s, _ = env.reset(seed=0)
+    for i in range(60):
+        if i == 30:
             solve(env.unwrapped)
-        next_s, reward, _, _, info = env.step(action)
-        rewards.append(reward)
-        successes.append(info["success"])
-        row = dict(observations=s[-1], actions=action, terminals=t == 59, qpos=info["prev_qpos"],
-                   button_states=info.get("prev_button_states", np.zeros(1)))
-        for key, x in row.items():
-            rows[key].append(x)
+        action = np.clip(rng.normal(0, 1, 5) + [0, 0, -0.5, 0, 0], -1, 1)
+        next_s, reward, _, _, info = env.env.step(action)  # without what lps.Chunks does
+        told.append((reward, info["success"]))
+        row = dict(observations=s, actions=action, terminals=i == 59, qpos=info["prev_qpos"])
+        row["button_states"] = info.get("prev_button_states", np.zeros(1))
+        rows.append(row)
         s = next_s
-    np.savez(tmp_path / "data.npz", **{key: np.array(x) for key, x in rows.items()})
-    assert any(successes) and not all(successes) and len(set(rewards)) > 1
-    for sparse in (False, True):
-        args = lps.replace(args, dataset_path=str(tmp_path / "data.npz"), sparse=sparse)
-        arrays, _ = lps.load_dataset(args, env)
-        masks = 1.0 - np.array(successes)
-        np.testing.assert_array_equal(arrays["masks"][:-1], masks[:-1])  # the last row's is not used
-        np.testing.assert_array_equal(arrays["rewards"][:-1], -masks[:-1] if sparse else rewards[:-1])
+    np.savez(path, **{name: np.array([row[name] for row in rows]) for name in rows[0]})
+    rewards, successes = np.array(told)[:-1].T  # the last row's are not used
+    assert set(successes) == {0, 1} and len(set(rewards)) > 1
+    dense, _ = lps.load_dataset(args, env)
+    sparse, _ = lps.load_dataset(lps.replace(args, sparse=True), env)
+    np.testing.assert_array_equal(dense["rewards"][:-1], rewards)
+    np.testing.assert_array_equal(sparse["rewards"][:-1], successes - 1)
+    for arrays in (dense, sparse):
+        np.testing.assert_array_equal(arrays["masks"][:-1], 1 - successes)

@@ -1,11 +1,9 @@
 """What the studies measure, on observations and policies that are made up."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import A, H, S, make_state
+from helpers import S, make_args, make_state
 
 from benchmark import ablations
 from benchmark.studies.grasp import grasp
@@ -20,24 +18,21 @@ def test_grasps_are_found_in_observations():
     s[20, grasp.HAND.start] = 0.01 * grasp.METRE
     s[30:60, grasp.CUBE.stop - 1] = 0.1 * grasp.METRE
     s[150:160, grasp.HAND.start] = 0.2 * grasp.METRE
-    found = grasp.find_grasps(s)
-    assert [(t, hold) for t, _, hold in found] == [(20, True), (100, False)]
-    np.testing.assert_allclose([apart for _, apart, _ in found], [1, 0], atol=1e-9)
+    times, apart, holds = zip(*grasp.find_grasps(s))
+    assert (times, holds) == ((20, 100), (True, False))
+    np.testing.assert_allclose(apart, [1, 0], atol=1e-9)
 
 
 def test_searching_and_climbing_find_what_the_critics_value_more():
-    sizes = dict(horizon=H, action_dim=A, policy_hidden_dims=(8, 8), critic_hidden_dims=(9, 7))
-    args = ablations.Args(**sizes)
+    args = make_args(ablations)
     script = ablations.exchange(args)
     state = make_state(script, args)
     s = jax.random.normal(jax.random.key(1), (16, 1, S))
     value = {}
     for choice, (act, _) in grasp.find_choices(script, args).items():
-        a = jax.jit(lambda s, act=act: jax.lax.map(lambda s: act(state, s, jax.random.key(2)), s))(
-            s
-        )
-        assert a.shape == (16, 1, H * A) and jnp.abs(a).max() <= 1
-        value[choice] = jax.vmap(partial(grasp.q_of, state))(s, a)[..., 0]  # [16, K]
+        a = jax.lax.map(lambda s, act=act: act(state, s, jax.random.key(2)), s)
+        assert jnp.abs(a).max() <= 1
+        value[choice] = jax.vmap(grasp.q_of, (None, 0, 0))(state, s, a)[..., 0]  # [16, K]
     worst = {choice: q.min(axis=1) for choice, q in value.items()}
     assert (worst["best of l(s) and 31 latents"] >= worst["as trained"] - 1e-5).all()
     assert worst["best of 32 latents"].mean() > worst["a random latent"].mean()

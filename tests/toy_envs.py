@@ -52,24 +52,25 @@ class Bandit(gymnasium.Env):
 class Counting(gymnasium.Env):
     """The seed of a reset is an episode's number n, from which its length and success follow.
 
-    It observes n and the time, pays the action, and its frames become brighter.
+    It observes n and the time, pays the action, and its frames become brighter. Variants of it
+    are registered below.
     """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Box(-2, 2, (1,))  # not [-1, 1]: rescaled
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    tells = (True, False)  # what of success
+    seconds = 0  # that a step takes: then a file says that an episode is being played
 
-    def __init__(self, render_mode=None):
+    def __init__(self, render_mode=None, **variant):
         self.render_mode = render_mode
+        vars(self).update(variant)
 
     def render(self):
         return np.full((32, 48, 3), 4 * self.t, np.uint8)
 
     def observe(self):
         return np.array([self.n, self.t], np.float32)
-
-    def info(self):
-        return {"success": self.n % 3 == 0}
 
     @staticmethod
     def length(n):
@@ -81,27 +82,14 @@ class Counting(gymnasium.Env):
         return self.observe(), {}
 
     def step(self, action):
+        if self.seconds:
+            Path("is_played").touch()
+            time.sleep(self.seconds)
         self.t += 1
         is_over = self.t == self.length(self.n)
-        return self.observe(), float(action[0]), is_over, False, self.info()
-
-
-class Silent(Counting):
-    """It never tells of success."""
-
-    def info(self):
-        return {}
-
-
-class Proud(Counting):
-    """It tells of success, not of failure."""
-
-    def info(self):
-        return {"success": True} if self.n % 3 == 0 else {}
-
-
-class Discrete(Counting):
-    action_space = gymnasium.spaces.Discrete(3)
+        is_solved = self.n % 3 == 0
+        info = {"success": is_solved} if is_solved in self.tells else {}
+        return self.observe(), float(action[0]), is_over, False, info
 
 
 class Film(Counting):
@@ -134,21 +122,6 @@ def film_data(episodes):
     )
 
 
-class Slow(Counting):
-    """It leaves a file that says that an episode is being played."""
-
-    seconds = 0.1  # that a step takes
-
-    def step(self, action):
-        Path("is_played").touch()
-        time.sleep(self.seconds)
-        return super().step(action)
-
-
-class Stuck(Slow):
-    seconds = 30
-
-
 class BrokenStep(Counting):
     def step(self, action):
         return self.no_such_thing
@@ -159,6 +132,15 @@ class BrokenInit(Counting):
         self.no_such_thing.reset()
 
 
-NAMES = "Bandit Counting Silent Proud Discrete Film Slow Stuck BrokenStep BrokenInit"
-for name in NAMES.split():
+VARIANTS = dict(
+    Counting={},
+    Silent=dict(tells=()),
+    Proud=dict(tells=(True,)),
+    Discrete=dict(action_space=gymnasium.spaces.Discrete(3)),
+    Slow=dict(seconds=0.1),
+    Stuck=dict(seconds=30),
+)
+for name, variant in VARIANTS.items():
+    gymnasium.register(f"{name}-v0", "toy_envs:Counting", kwargs=variant)
+for name in ("Bandit", "Film", "BrokenStep", "BrokenInit"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")

@@ -1,9 +1,9 @@
 """Carries the text that all scripts share from one of them to the rest.
 
-    python tests/carry.py lps.py
+    python tests/tools/carry.py lps.py
 
-Shared are the sections Dataset, Evaluation, Training and main, the common Args, and every function, class and constant
-of Networks and Algorithm that both scripts have, but for the five that make a method.
+Shared are the sections Dataset, Evaluation, Training and main, the common Args, and every function,
+class and constant of Networks and Algorithm that both scripts have, but for the five of a method.
 """
 
 import ast
@@ -11,35 +11,38 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ("flow_bc", "mf_bc", "lps", "mf_bon", "dsrl", "qc_fql", "qc_mfql", "gfp", "cfgrl", "ifql")
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 SECTIONS = ["Args", "Networks", "Algorithm", "Dataset", "Evaluation", "Training", "main"]
 METHOD = {"init", "update", "act", "imitation_loss", "decode"}
 
 
 def sections(text):
     """{heading: text up to the next one}; the docstring and the imports come first, under ""."""
-    starts = [(0, ""), *((match.start(), match[1]) for match in re.finditer(r"^# =+ (\w+)$", text, re.M))]
-    ends = [start for start, _ in starts[1:]] + [len(text)]
-    return {name: text[start:end] for (start, name), end in zip(starts, ends)}
+    parts = re.split(r"^(# =+ (\w+)\n)", text, flags=re.M)
+    found = {"": parts[0]}
+    for banner, name, body in zip(parts[1::3], parts[2::3], parts[3::3]):
+        found[name] = banner + body
+    return found
 
 
 def common_args(section):
-    return section[: section.index("    # The algorithm's own:\n")]
+    return section.partition("    # The algorithm's own:\n")[0]
 
 
 def definitions(section):
     """{name: source} of a section's functions, classes and constants."""
-    lines, found = section.split("\n"), {}
+    found = {}
     for node in ast.parse(section).body:
         name = node.targets[0].id if isinstance(node, ast.Assign) else node.name
-        found[name] = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        found[name] = ast.get_source_segment(section, node)
     return found
 
 
 def carry(source, target):
-    """The text of the script target, with what it shares with the script source as it stands there."""
-    old, new = sections(source), sections(target)
+    """The text of the script target, with what it shares with the script source as it is there."""
+    old = sections(source)
+    new = sections(target)
     for name in ("Dataset", "Evaluation", "Training", "main"):
         new[name] = old[name]
     new["Args"] = new["Args"].replace(common_args(new["Args"]), common_args(old["Args"]))
@@ -51,10 +54,15 @@ def carry(source, target):
     return "".join(new.values())
 
 
-if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    for path in (ROOT / f"{name}.py" for name in SCRIPTS):
-        changed = carry(source.read_text(), path.read_text())
-        if changed != path.read_text():
-            path.write_text(changed)
+def main(source):
+    for name in SCRIPTS:
+        path = ROOT / f"{name}.py"
+        old = path.read_text()
+        new = carry(source.read_text(), old)
+        if new != old:
+            path.write_text(new)
             print(f"{source.name} -> {path.name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
