@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -89,3 +90,10 @@ def test_diffs_are_short(a, b):
     files = [ROOT / f"{a}.py", ROOT / f"{b}.py"]
     diff = subprocess.run(["diff", *files], capture_output=True, text=True).stdout
     assert 0 < len(re.findall("^[<>]", diff, re.M)) <= 80
+
+
+def test_importing_the_scripts_has_no_side_effect():
+    look = "dict(os.environ), signal.getsignal(2), signal.getsignal(15)"
+    code = f"import os, signal; before = {look}; import {', '.join(SCRIPTS)}; "
+    code += f"assert before == ({look})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
