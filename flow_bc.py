@@ -342,9 +342,11 @@ def checked(path, data, name, shape):
     require(name in data, f"{path} has no {name}")
     x = data[name]
     shape = data["observations"].shape[:1] + shape
-    dtype, casting = "float32", "same_kind"
+    dtype = "float32"
+    casting = "same_kind"
     if len(shape) == 4:
-        dtype, casting = "uint8", "no"
+        dtype = "uint8"
+        casting = "no"
     fits = x.shape == shape and np.can_cast(x.dtype, dtype, casting)
     require(fits, f"{path}: {name} must be {dtype} {shape}, but are {x.dtype} {x.shape}")
     return x.astype(dtype, copy=False)
@@ -416,7 +418,7 @@ def observe(data, rows):
 
 
 def shift(images, key):
-    """Moves each image by up to 3 pixels, its edges repeated. For every other batch, none."""
+    """Moves each image by up to 3 pixels, its edges repeated; with probability 0.5, none."""
     coin_key, corner_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(images), 2), 0, 7)
     corners = jnp.where(jax.random.bernoulli(coin_key), corners, 3)  # 3: not moved
