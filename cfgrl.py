@@ -7,9 +7,10 @@
 # ///
 """CFGRL, classifier-free guidance as policy improvement: offline RL in one file. arXiv 2505.23458.
 
-A flow policy v imitates under a label o: 1 for the chunks that are better than expected, 0 for
-all. When acting, guidance gives the difference of the two more weight. No gradient of a critic
-ever reaches the policy.
+A flow policy v imitates all chunks under the label 0, and those that are better than expected
+under the label 1, weighted by o: the share of the values V_k that they exceed. When acting,
+guidance gives the difference of the two more weight. No gradient of a critic ever reaches the
+policy.
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -233,9 +234,9 @@ def update(args, state, batch, key):
     next_v = value.apply_fn(value.params, next_s)  # [K, B]
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v
 
-    # o = 1[min_k Qbar_k(s, a) > mean_k V_k(s)]
+    # o = mean_k 1[min_j Qbar_j(s, a) > V_k(s)]
     target_q = critic.apply_fn(state["target_critic"], s, a).min(axis=0)
-    o = (target_q > value.apply_fn(value.params, s).mean(axis=0)).astype(jnp.float32)
+    o = jnp.mean(target_q > value.apply_fn(value.params, s), axis=0)
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key, o)

@@ -9,15 +9,16 @@
 
 A flow policy v imitates most of all the chunks that the critic rates above the student's. A
 student mu turns noise into a chunk in one step, pulled by the critic to what pays and by alpha to
-what v makes of the same noise.
+what v makes of the same noise. The noise e of the flow and e_1 of the student are independent.
+(Published: v gets the time as 64 sines and cosines. Here it is a number, as in all scripts.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
 
     policy  min_v   E g (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
-                    g = sigmoid((Qbar(s, a) - Qbar(s, mu(s, e))) / (eta E |Qbar(s, a)|))
+                    g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, mu(s, e_1))))
     critic  min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m mean_k Qbar_k(s', a')
-    student min_mu  E alpha (mu(s, e) - decode(s, e))^2 - lambda Q(s, mu(s, e))    improves
+    student min_mu  E alpha (mu(s, e_1) - decode(s, e_1))^2 - lambda Q(s, mu(s, e_1))    improves
 
     diff qc_fql.py gfp.py      # the teacher imitates most what the critic prefers to the student
 """
@@ -240,8 +241,9 @@ def update(args, state, batch, key):
     s = batch["observations"]  # [B, S]
     a = batch["actions"]  # [B, H*A]
     next_s = batch["next_observations"]
-    act_key, prior_key, imitation_key = jax.random.split(key, 3)
+    act_key, prior_key, imitation_key, student_key = jax.random.split(key, 4)
     e = jax.random.normal(prior_key, a.shape)
+    e_1 = jax.random.normal(student_key, a.shape)
 
     # y = sum_i gamma^i R_i + gamma^H m mean_k Qbar_k(s', a'),  a' = clip mu(s', e'),
     # or its mean with decode(s', e')
@@ -253,11 +255,14 @@ def update(args, state, batch, key):
         next_v = (next_v + decoded_v) / 2
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v  # [B]
 
-    # g = sigmoid((Qbar(s, a) - Qbar(s, clip mu(s, e))) / (eta E |Qbar(s, a)|)), Qbar = mean_k
-    a_mu = jnp.clip(student.apply_fn(student.params, s, e), -1, 1)
-    q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
-    q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)
-    g = jax.nn.sigmoid((q - q_mu) / jnp.abs(q).mean() / args.eta)
+    # lambda = 1 / E |Q(s, clip mu(s, e_1))|, Q = mean_k Q_k
+    a_mu = jnp.clip(student.apply_fn(student.params, s, e_1), -1, 1)
+    scale = 1 / jnp.abs(critic.apply_fn(critic.params, s, a_mu).mean(axis=0)).mean()
+
+    # g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, clip mu(s, e_1)))), Qbar = mean_k Qbar_k
+    target_q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
+    target_q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)
+    g = jax.nn.sigmoid(scale / args.eta * (target_q - target_q_mu))
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key, g)
@@ -268,14 +273,11 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     def student_loss(params):
-        """alpha E (mu - sg(decode(s, e)))^2 - lambda E Q(s, clip mu),  mu = mu(s, e)
-
-        Q = mean_k Q_k,  lambda = sg(1 / E |Q|)
-        """
-        mu = student.apply_fn(params, s, e)
+        """alpha E (mu - sg(decode(s, e_1)))^2 - lambda E Q(s, clip mu),  mu = mu(s, e_1)"""
+        mu = student.apply_fn(params, s, e_1)
         q = critic.apply_fn(critic.params, s, jnp.clip(mu, -1, 1)).mean(axis=0)
-        distillation = jnp.mean((mu - sg(decode(args, policy, s, e))) ** 2)
-        loss = args.alpha * distillation - sg(1 / jnp.abs(q).mean()) * q.mean()
+        distillation = jnp.mean((mu - sg(decode(args, policy, s, e_1))) ** 2)
+        loss = args.alpha * distillation - scale * q.mean()
         return loss, dict(distillation=distillation, q=q.mean())
 
     losses = dict(
