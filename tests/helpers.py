@@ -19,6 +19,9 @@ GIVEN = {  # arguments that have no default of their own
     "qc_mfql": dict(alpha=0.7),
     "gfp": dict(alpha=0.7, eta=0.1, target="both"),
     "ifql": dict(expectile=0.8),
+    "qgf": dict(expectile=0.8),
+    "qam": dict(eta=0.7),
+    "rql": dict(alpha=0.7, expectile=0.8),
 }
 TINY = dict(policy_hidden_dims=(8, 8), critic_hidden_dims=(8,), batch_size=16, horizon=2)
 
@@ -160,7 +163,7 @@ def make_state(script, args):
     draw_all = partial(jax.tree.map_with_path, draw)
     drawn = {}
     for name, x in state.items():
-        if name == "target_critic":
+        if name.startswith("target_"):
             drawn[name] = draw_all(x)
         else:
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from carry import SCRIPTS
 from helpers import (
@@ -44,11 +45,15 @@ def uniform(*shape, i=0):
     return np.random.default_rng([i, *shape]).uniform(size=shape).astype(np.float32).astype(float)
 
 
+def integers(*shape, i=0):
+    return np.random.default_rng([i, *shape]).integers(0, 4, shape)  # of F = 3 steps
+
+
 def inject(patch):
     """Lets JAX draw these numbers. Gives the keys, which it notes for each shape."""
     noted = {}
 
-    def draw(numbers, key, shape):
+    def draw(numbers, key, shape, *limits):
         keys = noted.setdefault((numbers.__name__, *shape), [])
         known = [i for i in range(len(keys)) if keys[i] is key]
         if not known:
@@ -57,6 +62,7 @@ def inject(patch):
 
     patch.setattr(jax.random, "normal", partial(draw, normal))
     patch.setattr(jax.random, "uniform", partial(draw, uniform))
+    patch.setattr(jax.random, "randint", partial(draw, integers))
     return noted
 
 
@@ -111,9 +117,15 @@ def clip(a):
     return clipped
 
 
-def decode(u, s, z):
+def slopes(f, x):
+    """df_o / dx_i of each row, [B, o, i], by central differences."""
+    dx = 1e-6 * np.eye(x.shape[1])
+    return np.stack([(f(x + step) - f(x - step)) / 2e-6 for step in dx], axis=-1)
+
+
+def decode(u, s, z, policy="policy"):
     """What a MeanFlow makes of noise in one step, a flow in Euler's steps from t = 1 to t = 0."""
-    policy = partial(np_mlp, u.p["policy"], s)
+    policy = partial(np_mlp, u.p[policy], s)
     one = np.ones((len(z), 1))
     if u.name in MEANFLOWS:
         return clip(policy(z, one, one))
@@ -123,8 +135,31 @@ def decode(u, s, z):
             v = (1 - w) * policy(z, t * one, 0 * one) + w * policy(z, t * one, one)
         else:
             v = policy(z, t * one)
+        if u.name == "qgf":
+            q_slopes = slopes(
+                lambda a: np_q(u.p["target_critic"], s, a).min(axis=0), clip(z - t * v)
+            )
+            v = v - u.args.guidance * q_slopes
         z = z - v / u.args.flow_steps
     return clip(z)
+
+
+def np_ball(x, uniform):
+    """Uniform in the ball of radius sqrt(d)."""
+    return np_sphere(x) * uniform ** (1 / D)
+
+
+def steer(u, network, s, x):
+    """In the ball, or as far outside as a step along its surface leads."""
+    x = x.copy()
+    for j in range(u.args.flow_steps):
+        steps = np_mlp(network, s, x, np.full((B, 1), j / u.args.flow_steps)) / u.args.flow_steps
+        for i in range(B):
+            x[i] += steps[i]
+            if x[i] @ x[i] > D:
+                normal = x[i] / np.sqrt(x[i] @ x[i])
+                x[i] -= (steps[i] @ normal) * normal
+    return x
 
 
 def best_of(u, critic, s, z):
@@ -142,29 +177,33 @@ def act(u, s, i=0):
     e = normal(B, D, i=i)
     if u.name in ("lps", "dsrl"):
         return decode(u, s, np_sphere(np_mlp(u.p["latent_actor"], s)))
+    if u.name == "reform":
+        e = np_ball(e, uniform(B, 1, i=i))
+        return clip(np_mlp(u.p["student"], s, steer(u, u.p["noise_flow"], s, e)))
     if u.name in ("qc_fql", "qc_mfql", "gfp"):
         return clip(np_mlp(u.p["student"], s, e))
     if u.name == "mf_bon":
         return best_of(u, "critic", s, np_sphere(normal(B * u.args.num_samples, D)))[0]
     if u.name == "ifql":
         return best_of(u, "critic", s, normal(B * u.args.num_samples, D))[0]
-    return decode(u, s, e)
+    acting = dict(qam="tuned", rql="target_policy")
+    return decode(u, s, e, acting.get(u.name, "policy"))
 
 
 # =========================================================================================== Losses
 
 
-def flow_errors(u, policy, e, *label):
-    """Of flow matching, one for each row."""
-    t = uniform(B, 1)
+def flow_errors(u, policy, e, *label, i=0):
+    """Of flow matching, one for each row. Its time is drawn with the i-th key."""
+    t = uniform(B, 1, i=i)
     z = (1 - t) * u.a + t * e
     return ((np_mlp(policy, u.s, z, t, *label) - (e - u.a)) ** 2).mean(axis=1)
 
 
-def imitation_loss(u, e):
+def imitation_loss(u, e, i=0):
     """What stands under sg in a MeanFlow's stays as it is before the update."""
     if u.name not in MEANFLOWS:
-        return lambda policy: (flow_errors(u, policy, e).mean(), {})
+        return lambda policy: (flow_errors(u, policy, e, i=i).mean(), {})
     draws = 1 / (1 + np.exp(0.4 - normal(2, B, 1)))
     t = draws.max(axis=0)
     r = draws.min(axis=0)
@@ -337,6 +376,98 @@ def ifql(u):
     )
 
 
+def qgf(u):
+    return ifql(u)
+
+
+def qam(u):
+    """Jacobians are taken by differences."""
+    next_q_k = next_q(u)
+    dt = 1 / u.args.flow_steps
+    times = np.linspace(1, 0, u.args.flow_steps, endpoint=False)
+    sigmas = np.sqrt(2 * (times + dt) / (1 - times + dt))
+    x = normal(B, D, i=2)
+    path = []
+    for t, sigma, noise in zip(times, sigmas, normal(u.args.flow_steps, B, D)):
+        path.append(x)
+        x = x - dt * (2 * along(u.p["tuned"], u, x, t) + x / (1 - t + dt))
+        x = x + np.sqrt(dt) * sigma * noise
+    v_b = partial(along, u.p["target_policy"], u)
+    end = path[-1] - dt * v_b(path[-1], dt)
+
+    def q(x):
+        return np_q(u.p["target_critic"], u.s, clip(x)).mean(axis=0)
+
+    g = -u.args.eta * slopes(q, end)
+    wanted = []
+    for x, t, sigma in [*zip(path, times, sigmas)][::-1]:
+        drift = partial(lambda t, x: -2 * v_b(x, t - dt) - x / (1 - t + dt), t)
+        g = g + dt * np.einsum("boi,bo->bi", slopes(drift, x), g)
+        wanted.insert(0, v_b(x, t) + sigma**2 * g / 2)
+
+    def tuned_loss(tuned):
+        """(-2 (v - v_b) / sigma + sigma g)^2 is (2 / sigma (v - wanted))^2."""
+        errors = [along(tuned, u, x, t) - w for x, t, w in zip(path, times, wanted)]
+        weighted = (2 / sigmas[:, None, None] * np.array(errors)) ** 2
+        away = [along(tuned, u, x, t) - v_b(x, t) for x, t in zip(path, times)]
+        return weighted.sum(axis=(0, 2)).mean(), dict(distance=np.square(away).mean())
+
+    next_v = next_q_k.mean(axis=0) - u.args.rho * next_q_k.std(axis=0)
+    return dict(policy=imitation_loss(u, u.e), critic=critic_loss(u, next_v), tuned=tuned_loss)
+
+
+def reform(u):
+    e = np_ball(u.e, uniform(B, 1))
+    taught = decode(u, u.s, e)
+
+    def student_loss(student):
+        return ((np_mlp(student, u.s, e) - taught) ** 2).mean(), {}
+
+    def noise_flow_loss(noise_flow):
+        x = steer(u, noise_flow, u.s, e)
+        q = np_q(u.p["critic"], u.s, clip(np_mlp(u.p["student"], u.s, x))).mean()
+        return -0.1 * q, dict(q=q, moved=((x - e) ** 2).mean())
+
+    return dict(
+        policy=imitation_loss(u, e, i=2),
+        critic=critic_loss(u, next_q(u).mean(axis=0)),
+        student=student_loss,
+        noise_flow=noise_flow_loss,
+    )
+
+
+def rql(u):
+    t = uniform(B, 1, i=0)  # half of them anywhere
+    t[B // 2 :] = integers(B, 1)[B // 2 :] / u.args.flow_steps
+    x = u.a
+    for i in range(u.args.flow_steps):
+        x = x + t / u.args.flow_steps * np_mlp(u.p["policy"], u.s, x, i * t / u.args.flow_steps)
+    next_q_k = np_q(u.p["target_critic"], u.next_s, normal(B, D, i=1), np.ones((B, 1)))
+    next_v = next_q_k.mean(axis=0) - u.args.rho * next_q_k.std(axis=0)
+    y = u.batch["rewards"] + GAMMA**H * u.batch["masks"] * next_v
+
+    def critic_loss(critic):
+        q = np_q(critic, u.s, x, t)
+        weight = np.where(y > q, u.args.expectile, 1 - u.args.expectile)
+        return (weight * (y - q) ** 2).mean(), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
+
+    def policy_loss(policy):
+        flow_t = uniform(B, 1, i=1)
+        z = (1 - flow_t) * u.a + flow_t * u.e
+        v = np_mlp(policy, u.s, z, flow_t)
+        h = np.where(flow_t > 1 / u.args.flow_steps, 1 / u.args.flow_steps, flow_t)
+        assert 0 < (h == flow_t).mean() < 1
+        q = np_q(u.p["critic"], u.s, z - h * v, flow_t - h).mean()
+        imitation = ((v - (u.e - u.a)) ** 2).mean()
+        return u.args.alpha * imitation - q, dict(imitation=imitation, q=q)
+
+    return dict(policy=policy_loss, critic=critic_loss)
+
+
+def along(network, u, x, t):
+    return np_mlp(network, u.s, x, np.full((B, 1), t))
+
+
 # ============================================================================================ Tests
 
 CASES = [
@@ -349,6 +480,10 @@ CASES = [
     (gfp, dict(alpha=0.7, eta=1e-5, target="student", num_critics=3)),
     (cfgrl, dict(num_critics=3)),
     (ifql, GIVEN["ifql"] | dict(num_samples=5)),
+    (qgf, GIVEN["qgf"] | dict(guidance=0.4, num_critics=3)),
+    (qam, GIVEN["qam"] | dict(flow_steps=4, num_critics=3, max_grad_norm=1e9)),
+    (reform, dict(flow_steps=3, num_critics=3, max_grad_norm=1e9)),
+    (rql, GIVEN["rql"] | dict(flow_steps=3, num_critics=3, policy_tau=TAU)),
     (flow_bc, {}),
     (mf_bc, {}),
 ]
@@ -357,6 +492,15 @@ EACH_CASE = pytest.mark.parametrize("losses, more", CASES)
 
 def test_no_script_is_left_out():
     assert {losses.__name__ for losses, _ in CASES} == {*SCRIPTS}
+
+
+def networks(u):
+    return {name for name in u.new if not name.startswith("target_")}
+
+
+def first_moment(u, network):
+    """Of Adam."""
+    return optax.tree_utils.tree_get(u.new[network].opt_state, "mu")
 
 
 def flat(tree):
@@ -380,12 +524,12 @@ def test_losses_and_their_gradients_are_those_of_the_equations(losses, more):
     """Of each network, the gradient of its own loss, and nothing of another's."""
     u = updated(losses.__name__, **more)
     expected = losses(u)
-    assert expected.keys() == u.new.keys() - {"target_critic"}
+    assert expected.keys() == networks(u)
     metrics = {}
     for network, loss in expected.items():
         metrics[f"{network}_loss"], logs = loss(u.p[network])
         metrics |= {f"{network}_{term}": number for term, number in logs.items()}
-        assert_gradient(u.new[network].opt_state[0].mu, loss, u.p[network])
+        assert_gradient(first_moment(u, network), loss, u.p[network])
     assert u.metrics.keys() == metrics.keys()
     for term, number in metrics.items():
         np.testing.assert_allclose(u.metrics[term], number, rtol=2e-4, err_msg=term)
@@ -394,16 +538,17 @@ def test_losses_and_their_gradients_are_those_of_the_equations(losses, more):
 
 @EACH_CASE
 def test_an_update_is_a_step_of_adam_for_each_network(losses, more):
-    """And the target critics become their average with the new critics."""
+    """And a target becomes its average with the new network."""
     u = updated(losses.__name__, **more)
     after = params(u.new)
-    for network in u.new.keys() - {"target_critic"}:
-        grad = flat(u.new[network].opt_state[0].mu) * 10
+    for network in networks(u):
+        grad = flat(first_moment(u, network)) * 10
         step = u.args.learning_rate * grad / (np.abs(grad) + 1e-8)
         np.testing.assert_allclose(flat(u.p[network]) - flat(after[network]), step, atol=1e-6)
-    if "critic" in u.new:
-        average = (1 - TAU) * flat(u.p["target_critic"]) + TAU * flat(after["critic"])
-        np.testing.assert_allclose(flat(after["target_critic"]), average, rtol=1e-5, atol=1e-7)
+    for target in u.new.keys() - networks(u):
+        new = after[target.removeprefix("target_")]
+        average = (1 - TAU) * flat(u.p[target]) + TAU * flat(new)
+        np.testing.assert_allclose(flat(after[target]), average, rtol=1e-5, atol=1e-7)
 
 
 @EACH_CASE
@@ -421,13 +566,15 @@ def test_networks_are_as_wide_as_the_paper_says(name):
     extra = 1 + (name in (*MEANFLOWS, "cfgrl"))  # t, and t-r or the label
     widths = dict(
         policy=[28 + 25 + extra, 512, 512, 512, 512, 25],
+        noise_flow=[28 + 25 + 1, 512, 512, 512, 512, 25],
+        tuned=[28 + 25 + extra, 512, 512, 512, 512, 25],
         student=[28 + 25, 512, 512, 512, 512, 25],
         latent_actor=[28, 256, 256, 25] if name == "lps" else [28, 512, 512, 512, 512, 25],
-        critic=[28 + 25, 256, 256, 256, 256, 1],
+        critic=[28 + 25 + (name == "rql"), 256, 256, 256, 256, 1],
         latent_critic=[28 + 25, 256, 256, 256, 256, 1],
         value=[28, 256, 256, 256, 256, 1],
     )
-    for network in state.keys() - {"target_critic"}:
+    for network in [name for name in state if not name.startswith("target_")]:
         layers = state[network].params["params"]
         layers = layers.get("Network_1", layers)
         norms = 4 if "critic" in network or network == "value" else 0
