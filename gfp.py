@@ -9,8 +9,7 @@
 
 A flow policy v imitates most of all the chunks that the critic rates above the student's. A
 student mu turns noise into a chunk in one step, pulled by the critic to what pays and by alpha to
-what v makes of the same noise. The noise e of the flow and e_1 of the student are independent.
-(Published: v gets the time as 64 sines and cosines. Here it is a number, as in all scripts.)
+what v makes of the same noise e_1. (Published: v sees the time as 64 sines and cosines.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -258,7 +257,6 @@ def update(args, state, batch, key):
     # lambda = 1 / E |Q(s, clip mu(s, e_1))|, Q = mean_k Q_k
     a_mu = jnp.clip(student.apply_fn(student.params, s, e_1), -1, 1)
     scale = 1 / jnp.abs(critic.apply_fn(critic.params, s, a_mu).mean(axis=0)).mean()
-
     # g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, clip mu(s, e_1)))), Qbar = mean_k Qbar_k
     target_q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
     target_q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)

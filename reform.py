@@ -10,7 +10,7 @@
 A flow policy v imitates, with noise from a ball of radius sqrt(d), and a student mu learns to do it
 in one step. A second flow n improves: in F steps it moves noise to where the critic likes what mu
 makes of it, and never out of the ball, the only place where v and mu have learned to decode.
-(Published: critics 512 wide, gamma 0.995; noises of their own for v, mu and n.)
+(Published: critics 512 wide, gamma 0.995, gradients clipped; noises of their own for v, mu and n.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -88,7 +88,6 @@ class Args:
     action_dim: tyro.conf.Suppress[int] = 0  # A, numbers in an action; train() asks the environment
     wandb_id: tyro.conf.Suppress[str | None] = None  # of the run there, which --resume goes on with
     # The algorithm's own:
-    max_grad_norm: float = 10.0  # to which the gradient of each network is clipped
     flow_steps: int = 10  # F, Euler steps from noise to a chunk, and of the noise flow
 
 
@@ -197,26 +196,18 @@ def decode(args, policy, s, z):
     return jnp.clip(jax.lax.fori_loop(0, args.flow_steps, step, z), -1, 1)
 
 
-def create_clipped(args, key, module, *inputs):
-    """As create, but the gradient is clipped. (Published: that of all networks together.)"""
-    state = create(args, key, module, *inputs)
-    tx = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), state.tx)
-    return state.replace(tx=tx, opt_state=tx.init(state.params))
-
-
 def draw_ball(key, shape):
     """Noise that is uniform in the ball of radius sqrt(d)."""
     direction_key, radius_key = jax.random.split(key)
-    n, d = shape
     x = jax.random.normal(direction_key, shape)
-    u = jax.random.uniform(radius_key, (n, 1))
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True) * jnp.sqrt(d) * u ** (1 / d)
+    x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))  # on its surface
+    return x * jax.random.uniform(radius_key, (shape[0], 1)) ** (1 / shape[1])
 
 
 def steer(args, noise_flow, params, s, x):
-    """Where n moves noise x: F steps of n(s, x, j/F) / F. (Published: called reflection.)
+    """Where n moves noise x in F steps: x <- x + n(s, x, j/F) / F.
 
-    Where a step leaves the ball |x| <= sqrt(d), its part along x is taken back.
+    If a step leaves the ball |x| <= sqrt(d), its part along x is taken back.
     """
     h = noise_flow.apply_fn(params, s, encode=True)
 
@@ -236,11 +227,10 @@ def init(args, key, s):
     d = args.horizon * args.action_dim
     a = jnp.zeros((1, d))
     t = jnp.zeros((1, 1))
-    critics = Critic(args.critic_hidden_dims, args.num_critics)
-    policy = create_clipped(args, keys[0], Network(args.policy_hidden_dims, d), s, a, t)
-    critic = create_clipped(args, keys[1], critics, s, a)
-    student = create_clipped(args, keys[2], Network(args.policy_hidden_dims, d), s, a)
-    noise_flow = create_clipped(args, keys[3], Network(args.policy_hidden_dims, d), s, a, t)
+    policy = create(args, keys[0], Network(args.policy_hidden_dims, d), s, a, t)
+    critic = create(args, keys[1], Critic(args.critic_hidden_dims, args.num_critics), s, a)
+    student = create(args, keys[2], Network(args.policy_hidden_dims, d), s, a)
+    noise_flow = create(args, keys[3], Network(args.policy_hidden_dims, d), s, a, t)
     return dict(
         policy=policy,
         critic=critic,

@@ -482,7 +482,7 @@ CASES = [
     (ifql, GIVEN["ifql"] | dict(num_samples=5)),
     (qgf, GIVEN["qgf"] | dict(guidance=0.4, num_critics=3)),
     (qam, GIVEN["qam"] | dict(flow_steps=4, num_critics=3, max_grad_norm=1e9)),
-    (reform, dict(flow_steps=3, num_critics=3, max_grad_norm=1e9)),
+    (reform, dict(flow_steps=3, num_critics=3)),
     (rql, GIVEN["rql"] | dict(flow_steps=3, num_critics=3, policy_tau=TAU)),
     (flow_bc, {}),
     (mf_bc, {}),
