@@ -7,10 +7,9 @@
 # ///
 """CFGRL, classifier-free guidance as policy improvement: offline RL in one file. arXiv 2505.23458.
 
-A flow policy v imitates all chunks under the label 0, and those that are better than expected
-under the label 1, weighted by o: the share of the values V_k that they exceed. When acting,
-guidance gives the difference of the two more weight. No gradient of a critic ever reaches the
-policy.
+A flow policy v imitates all chunks under the label 0, and better ones once more under the label 1:
+o is the share of the values V_k that they exceed. When acting, guidance gives the difference of
+the two more weight. No gradient of a critic ever reaches the policy.
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.

@@ -18,6 +18,8 @@ Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where t
     diff flow_bc.py mf_bc.py   # the same imitation with a MeanFlow: one step instead of ten
     diff flow_bc.py qc_fql.py  # added to imitation: a critic, and a student that listens to it
     diff flow_bc.py cfgrl.py   # added to imitation: better chunks get a label, and more weight
+    diff flow_bc.py qam.py     # added to imitation: a critic, and a second flow that it tunes
+    diff flow_bc.py rql.py     # added to imitation: a critic that values every step of the flow
 """
 
 import json

@@ -19,6 +19,7 @@ Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where t
     value   min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)    expectiles
     acting  argmax_n min_k Q_k(s, a_n),  a_n = decode(s, e_n)    improves
 
+    diff ifql.py qgf.py        # the same networks: the best of many samples acts, or a guided one
     diff cfgrl.py ifql.py      # nearly the same critic and value: the best of many samples acts
 """
 

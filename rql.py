@@ -21,7 +21,7 @@ Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where t
                    y = sum_i gamma^i R_i + gamma^H m (mean_k - rho std_k) Qbar_k(s', e', 1)
     acting  with an average of v over updates
 
-    diff qc_fql.py rql.py      # a critic of every step of the flow, in place of a one-step student
+    diff flow_bc.py rql.py     # added to imitation: a critic that values every step of the flow
 """
 
 import json

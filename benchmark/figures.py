@@ -22,18 +22,22 @@ LOOKS = {
     "lps": ("#D55E00", "-", "o"),
     "mf_bon": ("#D55E00", (0, (3, 1)), ">"),
     "dsrl": ("#0072B2", "--", "s"),
+    "reform": ("#0072B2", (0, (3, 1)), "d"),
     "qc_fql": ("#009E73", "-.", "^"),
     "qc_mfql": ("#C0589A", ":", "D"),
     "gfp": ("#009E73", (0, (2, 1)), "<"),
     "cfgrl": ("#A87900", (0, (5, 1, 1, 1)), "v"),
     "ifql": ("#000000", "-", "h"),
+    "qgf": ("#000000", (0, (3, 1)), "p"),
+    "qam": ("#6A3D9A", "--", "*"),
+    "rql": ("#A31545", "-.", "H"),
     "flow_bc": ("#6B6B6B", (0, (1, 1)), "X"),
     "mf_bc": ("#6B6B6B", (0, (4, 2)), "P"),
 }
 # Of other methods, in the order of the tables:
-SPARE_COLOURS = ("#6A3D9A", "#3A8FC7", "#A31545", "#2F5D1E", "#8C564B", "#24248F", "#7A7A00")
+SPARE_COLOURS = ("#3A8FC7", "#2F5D1E", "#8C564B", "#24248F", "#7A7A00")
 SPARE_STYLES = ("--", ":", "-.", (0, (6, 1, 1, 1)), "-")
-SPARE_MARKERS = "pd*H8"
+SPARE_MARKERS = "8>v<D"
 NAMES = {"mf_bon": "MF-BoN", "flow_bc": "Flow-BC"}  # the others are capital letters
 STYLE = {
     "font.size": 14,

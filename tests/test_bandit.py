@@ -11,6 +11,7 @@ import toy_envs
 from helpers import load, read_csv
 
 import lps
+import reform
 
 
 def learn(tmp_path, name, data=None, **settings):
@@ -98,12 +99,16 @@ def test_imitation_finds_the_modes_of_the_data_in_proportion(tmp_path, name, tol
     assert (distance.min(axis=1) < 0.15).mean() > 0.7  # the modes are 0.7 apart
 
 
+LONGER = dict(learning_rate=2e-3, total_steps=2500)
 SETTINGS = dict(
     mf_bon=MEANFLOW, dsrl=dict(learning_rate=2e-3, total_steps=2000), qc_mfql=dict(alpha=10)
 )
+SETTINGS |= dict(qam=dict(eta=5.0, **LONGER), rql=dict(alpha=0.3, **LONGER))
 
 
-@pytest.mark.parametrize("name", ["dsrl", "cfgrl", "ifql", "gfp", "mf_bon", "qc_mfql"])
+@pytest.mark.parametrize(
+    "name", ["dsrl", "cfgrl", "ifql", "gfp", "mf_bon", "qc_mfql", "qam", "rql"]
+)
 def test_improvement_is_paid(tmp_path, name):
     """Imitation could not do better than once in eight."""
     s, a = play(*learn(tmp_path, name, **SETTINGS.get(name, {})))
@@ -127,3 +132,34 @@ def test_alpha_leads_from_imitation_to_pay_and_off_the_data(tmp_path):
     assert distance[100] < 0.2 < distance[10] and paid[100] < 0.3  # imitates, noise for noise
     assert paid[10] > 0.7 and near[10] > 0.7
     assert paid[0.01] < 0.2 and near[0.01] < 0.2  # has left the data
+
+
+def is_near(a):
+    """As long as the data's actions."""
+    return np.abs(np.linalg.norm(a, axis=1) - toy_envs.RADIUS) < 0.15
+
+
+@pytest.mark.parametrize("name, setting", [("qam", dict(eta=0.0)), ("rql", dict(alpha=100.0))])
+def test_without_the_critic_a_flow_keeps_imitating(tmp_path, name, setting):
+    s, a = play(*learn(tmp_path, name, **setting))
+    assert toy_envs.is_paid(s, a).mean() < 0.2
+    assert is_near(a).mean() > 0.35  # in four dimensions, one in ten of those in the ball
+
+
+def test_guidance_leads_from_imitation_to_pay_and_off_the_data(tmp_path):
+    """One checkpoint: acting alone differs."""
+    script, args, state = learn(tmp_path, "qgf", **LONGER)
+    paid = {}
+    for guidance in (0.0, 1.0, 10.0):
+        s, a = play(script, script.replace(args, guidance=guidance), state)
+        paid[guidance] = toy_envs.is_paid(s, a).mean()
+    assert paid[0] < 0.2 and paid[1] > 0.7 and paid[10] < 0.5
+
+
+def test_reform_is_paid_as_long_as_the_gradient_reaches_the_noise_flow(tmp_path, monkeypatch):
+    s, a = play(*learn(tmp_path, "reform"))
+    assert toy_envs.is_paid(s, a).mean() > 0.4
+    steer = reform.steer
+    monkeypatch.setattr(reform, "steer", lambda *given: reform.sg(steer(*given)))
+    s, a = play(*learn(tmp_path, "reform", total_steps=1000, run_dir=str(tmp_path / "broken")))
+    assert toy_envs.is_paid(s, a).mean() < 0.2
