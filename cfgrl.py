@@ -14,9 +14,9 @@ the two more weight. No gradient of a critic ever reaches the policy.
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
 
-    policy  min_v  E o (v(s, z_t, t, 1) - (e - a))^2 + 0.1 (v(s, z_t, t, 0) - (e - a))^2    imitates
+    policy  min_v  E o (v_1 - (e - a))^2 + 0.1 (v_0 - (e - a))^2,  v_l = v(s, z_t, t, l)    imitates
     critic  min_Q  E (Q_k(s, a) - y_k)^2,  y_k = sum_i gamma^i R_i + gamma^H m V_k(s')
-    value   min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)    expectiles
+    value   min_V  E |kappa - 1[u < 0]| u^2,  u = min_j Qbar_j(s, a) - V_k(s)    expectiles
     acting  v = v_0 + w (v_1 - v_0)    improves
 
     diff flow_bc.py cfgrl.py   # added to imitation: better chunks get a label, and more weight
@@ -246,7 +246,7 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     def value_loss(params):
-        """E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V_k(s)"""
+        """E |kappa - 1[u < 0]| u^2,  u = min_j Qbar_j(s, a) - V_k(s)"""
         v = value.apply_fn(params, s)  # [K, B]
         u = target_q - v
         return jnp.mean(jnp.abs(args.expectile - (u < 0)) * u**2), dict(v=v.mean())

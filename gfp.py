@@ -7,17 +7,17 @@
 # ///
 """GFP, guided flow policy: offline RL in one file. Paper: arXiv 2512.03973, where H is 1.
 
-A flow policy v imitates most of all the chunks that the critic rates above the student's. A
-student mu turns noise into a chunk in one step, pulled by the critic to what pays and by alpha to
-what v makes of the same noise e_1. (Published: v sees the time as 64 sines and cosines.)
+A flow policy v imitates, with more weight on the chunks that the critic rates above the student's.
+A student mu turns noise into a chunk in one step, pulled by the critic to what pays and by alpha to
+what v makes of the same noise. (Published: v sees the time as 64 sines and cosines.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
 
     policy  min_v   E g (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
-                    g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, mu(s, e_1))))
+                    g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, mu(s, e_mu))))
     critic  min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m mean_k Qbar_k(s', a')
-    student min_mu  E alpha (mu(s, e_1) - decode(s, e_1))^2 - lambda Q(s, mu(s, e_1))    improves
+    student min_mu  E alpha (mu(s, e_mu) - decode(s, e_mu))^2 - lambda Q(s, mu(s, e_mu))    improves
 
     diff qc_fql.py gfp.py      # the teacher imitates most what the critic prefers to the student
 """
@@ -89,28 +89,14 @@ class Args:
     # The algorithm's own:
     alpha: float | None = None  # weight of staying near the teacher (default: by domain)
     eta: float | None = None  # temperature of the guidance g (default: by domain)
-    target: Literal["student", "both"] | None = None  # y at mu's action, or v's too (default: ...)
+    target: Literal["student", "both"] | None = None  # y at mu's action, or v's too (by domain)
     flow_steps: int = 10  # Euler steps from noise to a chunk
 
 
 BY_DOMAIN = {  # defaults: of the first entry whose name is in the env id, as "" always is
     "sparse": {"scene": True, "puzzle-3x3": True, "": False},
-    "alpha": {
-        "cube-single": 10.0,
-        "cube-double": 1.0,
-        "scene": 10.0,
-        "puzzle-3x3": 3.0,
-        "puzzle-4x4": 3.0,
-        "": 3.0,
-    },
-    "eta": {
-        "cube-single": 0.1,
-        "cube-double": 0.01,
-        "scene": 1e-3,
-        "puzzle-3x3": 1e-3,
-        "puzzle-4x4": 1e-5,
-        "": 1e-3,
-    },
+    "alpha": {"cube-single": 10.0, "cube": 1.0, "scene": 10.0, "": 3.0},
+    "eta": {"cube-single": 0.1, "cube-double": 0.01, "cube": 1e-5, "puzzle-4x4": 1e-5, "": 1e-3},
     "target": {"cube": "both", "": "student"},
 }
 
@@ -242,22 +228,22 @@ def update(args, state, batch, key):
     next_s = batch["next_observations"]
     act_key, prior_key, imitation_key, student_key = jax.random.split(key, 4)
     e = jax.random.normal(prior_key, a.shape)
-    e_1 = jax.random.normal(student_key, a.shape)
+    e_mu = jax.random.normal(student_key, a.shape)
 
     # y = sum_i gamma^i R_i + gamma^H m mean_k Qbar_k(s', a'),  a' = clip mu(s', e'),
-    # or its mean with decode(s', e')
+    # or, for "both", the mean of Qbar at this a' and at decode(s', e')
     next_a = act(args, state, next_s, act_key)
     next_v = critic.apply_fn(state["target_critic"], next_s, next_a).mean(axis=0)
     if args.target == "both":
-        decoded = decode(args, policy, next_s, jax.random.normal(act_key, a.shape))  # the same e'
+        decoded = decode(args, policy, next_s, jax.random.normal(act_key, a.shape))  # act's e'
         decoded_v = critic.apply_fn(state["target_critic"], next_s, decoded).mean(axis=0)
         next_v = (next_v + decoded_v) / 2
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v  # [B]
 
-    # lambda = 1 / E |Q(s, clip mu(s, e_1))|, Q = mean_k Q_k
-    a_mu = jnp.clip(student.apply_fn(student.params, s, e_1), -1, 1)
+    # lambda = 1 / E |Q(s, clip mu(s, e_mu))|, Q = mean_k Q_k
+    a_mu = jnp.clip(student.apply_fn(student.params, s, e_mu), -1, 1)
     scale = 1 / jnp.abs(critic.apply_fn(critic.params, s, a_mu).mean(axis=0)).mean()
-    # g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, clip mu(s, e_1)))), Qbar = mean_k Qbar_k
+    # g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, clip mu(s, e_mu)))), Qbar = mean_k Qbar_k
     target_q = critic.apply_fn(state["target_critic"], s, a).mean(axis=0)
     target_q_mu = critic.apply_fn(state["target_critic"], s, a_mu).mean(axis=0)
     g = jax.nn.sigmoid(scale / args.eta * (target_q - target_q_mu))
@@ -271,10 +257,10 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     def student_loss(params):
-        """alpha E (mu - sg(decode(s, e_1)))^2 - lambda E Q(s, clip mu),  mu = mu(s, e_1)"""
-        mu = student.apply_fn(params, s, e_1)
+        """alpha E (mu - sg(decode(s, e_mu)))^2 - lambda E Q(s, clip mu),  mu = mu(s, e_mu)"""
+        mu = student.apply_fn(params, s, e_mu)
         q = critic.apply_fn(critic.params, s, jnp.clip(mu, -1, 1)).mean(axis=0)
-        distillation = jnp.mean((mu - sg(decode(args, policy, s, e_1))) ** 2)
+        distillation = jnp.mean((mu - sg(decode(args, policy, s, e_mu))) ** 2)
         loss = args.alpha * distillation - scale * q.mean()
         return loss, dict(distillation=distillation, q=q.mean())
 

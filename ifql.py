@@ -8,8 +8,8 @@
 """IFQL, implicit Q-learning with a flow: offline RL in one file. arXiv 2110.06169, 2502.02538.
 
 A flow policy v imitates. The critic learns from a value V that is an expectile of Q over the
-data's own chunks, so no network is ever asked about an action that is not in the data. Only acting
-searches: the best of many samples is played.
+data's own chunks, so in training no network is asked about an action outside the data. Only
+acting searches: the best of many samples is played.
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.

@@ -7,9 +7,9 @@
 # ///
 """QAM, Q-learning with adjoint matching: offline RL in one file. Paper: arXiv 2601.14234.
 
-A flow policy v_b imitates. A second flow v is tuned to end where the critic is content, without
-back-propagation through its own steps: on a noisy path of v, Q's gradient at the end is carried
-back along v_b, and tells v at each step how far to leave v_b. (Published: ten critics, 512 wide.)
+A flow policy v_b imitates. A second flow v learns v_b plus a correction that the critic asks for:
+on a noisy path of v, Q's gradient at the end is carried back to every step through v_b. No gradient
+passes through the steps of v. (Published: ten critics, 512 wide.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -18,7 +18,7 @@ Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where t
     critic  min_Q  E (Q_k(s, a) - y)^2
                    y = sum_i gamma^i R_i + gamma^H m (mean_k - rho std_k) Qbar_k(s', a')
     tuned   min_v  E sum_i |-2 (v - vbar_b)(s, x_i, t_i) / sigma_i + sigma_i g_i|^2    improves
-                   on a noisy path x_i of v, with its adjoints g_i (see the functions of the name)
+                   so v learns vbar_b + sigma_i^2 g_i / 2 on a noisy path x_i,  t_i = 1 - i/F
 
     diff flow_bc.py qam.py     # added to imitation: a critic, and a second flow that it tunes
 """
@@ -205,58 +205,56 @@ def create_clipped(args, key, module, *inputs):
     return state.replace(tx=tx, opt_state=tx.init(state.params))
 
 
-def sigma(args, t):
-    """sqrt(2 (t + 1/F) / (1 - t + 1/F)), how noisy the step at t is."""
+def noise_scale(args, t):
+    """sigma = sqrt(2 (t + 1/F) / (1 - t + 1/F)) of the step at time t."""
     return jnp.sqrt(2 * (t + 1 / args.flow_steps) / (1 - t + 1 / args.flow_steps))
 
 
-def noisy_path(args, state, s, x, times, key):
-    """x_0 ... x_{F-1} from x_0 = x on, [F, B, H*A], with e_i ~ N(0, 1).
+def noisy_path(args, state, s, x, t, noise):
+    """x_0 ... x_{F-1} at times t_i, from x_0 = x on, which is noise.
 
-    x_{i+1} = x_i - (2 v(s, x_i, t_i) + x_i / (1 - t_i + 1/F)) / F + sigma(t_i) e_i / sqrt(F)
+    x_{i+1} = x_i - (2 v(s, x_i, t_i) + x_i / (1 - t_i + 1/F)) / F + sigma_i noise_i / sqrt(F)
+    It is as noisy as can be, and yet distributed at each time as the flow of v is.
     """
     tuned = state["tuned"]
     dt = 1 / args.flow_steps
     h = tuned.apply_fn(tuned.params, s, encode=True)
 
     def step(x, inputs):
-        t, e = inputs
-        v = tuned.apply_fn(tuned.params, h, x, jnp.full_like(x[:, :1], t))
-        next_x = x - dt * (2 * v + x / (1 - t + dt)) + jnp.sqrt(dt) * sigma(args, t) * e
+        t, noise = inputs
+        v = tuned.apply_fn(tuned.params, h, x, t)
+        next_x = x - dt * (2 * v + x / (1 - t + dt)) + jnp.sqrt(dt) * noise_scale(args, t) * noise
         return next_x, x
 
-    noise = jax.random.normal(key, (args.flow_steps, *x.shape))
-    _, path = jax.lax.scan(step, x, (times, noise))
+    _, path = jax.lax.scan(step, x, (t, noise))
     return path
 
 
-def adjoints(args, state, s, path, times):
-    """g_0 ... g_{F-1} along a path, [F, B, H*A].
+def adjoints(args, state, s, path, t):
+    """g_0 ... g_{F-1} along a path x_i, and vbar_b(s, x_i, t_i).
 
     g_F = -eta grad_x mean_k Qbar_k(s, clip x_F),  x_F = x_{F-1} - vbar_b(s, x_{F-1}, 1/F) / F
     g_i = g_{i+1} + J_i^T g_{i+1} / F
-    J_i = d/dx (-2 vbar_b(s, x, t_i - 1/F) - x / (1 - t_i + 1/F)) at x_i
+    J_i = d/dx (-2 vbar_b(s, x, t_i - 1/F) - x / (1 - t_i + 1/F)) at x_i, a step ahead of t_i
     """
+    policy = state["policy"]
     critic = state["critic"]
     dt = 1 / args.flow_steps
-    v_b = partial(state["policy"].apply_fn, state["target_policy"])
-    h = v_b(s, encode=True)
-    end = path[-1] - dt * v_b(h, path[-1], jnp.full_like(path[-1, :, :1], dt))
+    h = policy.apply_fn(state["target_policy"], s, encode=True)
+    v_b = partial(policy.apply_fn, state["target_policy"], h)
 
     def q(x):
         return critic.apply_fn(state["target_critic"], s, jnp.clip(x, -1, 1)).mean(axis=0).sum()
 
-    def drift(t, x):
-        return -2 * v_b(h, x, jnp.full_like(x[:, :1], t - dt)) - x / (1 - t + dt)
-
     def step(g, inputs):
         x, t = inputs
-        _, pull_back = jax.vjp(partial(drift, t), x)
+        _, pull_back = jax.vjp(lambda x: -2 * v_b(x, t - dt) - x / (1 - t + dt), x)
         g = g + dt * pull_back(g)[0]
-        return g, g
+        return g, (g, v_b(x, t))
 
-    _, g = jax.lax.scan(step, -args.eta * jax.grad(q)(end), (path, times), reverse=True)
-    return g
+    end = path[-1] - dt * v_b(path[-1], t[-1])
+    _, along = jax.lax.scan(step, -args.eta * jax.grad(q)(end), (path, t), reverse=True)
+    return along
 
 
 def init(args, key, s):
@@ -270,9 +268,9 @@ def init(args, key, s):
     tuned = create_clipped(args, keys[1], Network(args.policy_hidden_dims, d), s, a, t)
     critic = create_clipped(args, keys[2], critics, s, a)
     return dict(
-        policy=policy,
+        policy=policy,  # imitates
         target_policy=policy.params,
-        tuned=tuned,
+        tuned=tuned,  # acts
         critic=critic,
         target_critic=critic.params,
     )
@@ -295,25 +293,24 @@ def update(args, state, batch, key):
     next_v = next_q.mean(axis=0) - args.rho * next_q.std(axis=0)
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v  # [B]
 
-    # t_i, x_i, g_i and vbar_b(s, x_i, t_i) of all steps i, as rows: [F*B, ...]
+    # A path x_i at times t_i, its adjoints g_i, and vbar_b(s, x_i, t_i): [F, B, ...]
     times = 1 - jnp.arange(args.flow_steps) / args.flow_steps
-    x_0 = jax.random.normal(start_key, a.shape)
-    path = noisy_path(args, state, s, x_0, times, path_key)
-    g = adjoints(args, state, s, path, times).reshape(-1, a.shape[1])
-    x = path.reshape(-1, a.shape[1])
-    t = jnp.repeat(times, len(a))[:, None]
-    h_b = policy.apply_fn(state["target_policy"], s, encode=True)
-    v_b = policy.apply_fn(state["target_policy"], jnp.tile(h_b, (args.flow_steps, 1)), x, t)
+    t = jnp.broadcast_to(times[:, None, None], (args.flow_steps, len(a), 1))
+    start = jax.random.normal(start_key, a.shape)
+    noise = jax.random.normal(path_key, (args.flow_steps, *a.shape))
+    x = noisy_path(args, state, s, start, t, noise)
+    g, v_b = adjoints(args, state, s, x, t)
+    sigma = noise_scale(args, t)
 
     def policy_loss(params):
         return imitation_loss(policy, params, s, a, e, imitation_key)
 
     def tuned_loss(params):
-        """E sum_i |-2 (v - vbar_b)(s, x_i, t_i) / sigma(t_i) + sigma(t_i) g_i|^2"""
-        h = tuned.apply_fn(params, s, encode=True)
-        v = tuned.apply_fn(params, jnp.tile(h, (args.flow_steps, 1)), x, t)
-        errors = -2 * (v - v_b) / sigma(args, t) + sigma(args, t) * g
-        return jnp.sum(errors**2) / len(s), dict(distance=jnp.mean((v - v_b) ** 2))
+        """E sum_i |-2 (v - vbar_b)(s, x_i, t_i) / sigma_i + sigma_i g_i|^2"""
+        h = jnp.tile(tuned.apply_fn(params, s, encode=True), (args.flow_steps, 1))
+        v = tuned.apply_fn(params, h, x.reshape(len(h), -1), t.reshape(-1, 1)).reshape(x.shape)
+        loss = jnp.sum((-2 * (v - v_b) / sigma + sigma * g) ** 2) / len(a)
+        return loss, dict(distance=jnp.mean((v - v_b) ** 2))
 
     def critic_loss(params):
         """E (Q_k(s, a) - y)^2"""

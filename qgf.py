@@ -8,9 +8,9 @@
 """QGF, a flow that Q's gradient guides when it acts: offline RL in one file. arXiv 2606.11087.
 
 Trained exactly as ifql.py: a flow policy v imitates, and the critic learns from a value V that is
-an expectile of Q over the data's own chunks. Only acting follows the critic: at every Euler step,
-Q's gradient at the chunk that v points to bends the velocity. (Published: t is drawn from the times
-of the Euler steps. Here as in all scripts.)
+an expectile of Q over the data's own chunks. Only acting follows the critic: Q's gradient at the
+chunk that v points to bends every Euler step. (Published: in training t is drawn from the times of
+the Euler steps.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -18,7 +18,7 @@ Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where t
     policy  min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
     critic  min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m V(s')
     value   min_V  E |kappa - 1[u < 0]| u^2,  u = min_k Qbar_k(s, a) - V(s)    expectiles
-    acting  v - w grad_a min_k Qbar_k(s, a),  a = clip(z_t - t v)    improves
+    acting  v - w grad min_k Qbar_k(s, a_end),  a_end = clip(z_t - t v)    improves
 
     diff ifql.py qgf.py        # the same networks: the best of many samples acts, or a guided one
 """
@@ -187,9 +187,9 @@ def imitation_loss(policy, params, s, a, e, key):
 
 
 def decode(args, state, s, z):
-    """The chunk that v - w grad_a min_k Qbar_k(s, a) makes of noise z: Euler steps, clipped.
+    """The chunk that v - w grad min_k Qbar_k(s, a_end) makes of noise z: Euler steps, clipped.
 
-    a = clip(z_t - t v) is the end that v points to. No gradient passes from it to z_t.
+    a_end = clip(z_t - t v) is where v points to. The gradient is not passed back from it to z_t.
     """
     policy = state["policy"]
     critic = state["critic"]
@@ -202,8 +202,8 @@ def decode(args, state, s, z):
     def step(i, z):
         t = jnp.full_like(z[:, :1], 1 - i / args.flow_steps)
         v = policy.apply_fn(policy.params, h, z, t)
-        a = jnp.clip(z - t * v, -1, 1)
-        return z - (v - args.guidance * jax.grad(q)(a)) / args.flow_steps
+        a_end = jnp.clip(z - t * v, -1, 1)
+        return z - (v - args.guidance * jax.grad(q)(a_end)) / args.flow_steps
 
     return jnp.clip(jax.lax.fori_loop(0, args.flow_steps, step, z), -1, 1)
 

@@ -8,9 +8,9 @@
 """ReFORM, reflected flows: offline RL in one file. Paper: arXiv 2602.05051, where H is 1.
 
 A flow policy v imitates, with noise from a ball of radius sqrt(d), and a student mu learns to do it
-in one step. A second flow n improves: in F steps it moves noise to where the critic likes what mu
-makes of it, and never out of the ball, the only place where v and mu have learned to decode.
-(Published: critics 512 wide, gamma 0.995, gradients clipped; noises of their own for v, mu and n.)
+in one step. A second flow n improves: in F steps it moves noise to where mu makes chunks of higher
+Q of it, and never out of the ball, the only place where v and mu have learned to decode.
+(Published: critics 512 wide, gamma 0.995, clipped gradients; v, mu and n draw noise of their own.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
@@ -55,7 +55,6 @@ from flax.training.train_state import TrainState
 from gymnasium import wrappers
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from jax.lax import stop_gradient as sg
 from tqdm import tqdm
 
 # ============================================================================================ Args
@@ -205,20 +204,21 @@ def draw_ball(key, shape):
 
 
 def steer(args, noise_flow, params, s, x):
-    """Where n moves noise x in F steps: x <- x + n(s, x, j/F) / F.
+    """Where n moves noise x: F steps x <- x + n(s, x, j/F) / F.
 
-    If a step leaves the ball |x| <= sqrt(d), its part along x is taken back.
+    If a step leaves the ball |x| <= sqrt(d), its part along the new x is taken back, so x stays in.
     """
     h = noise_flow.apply_fn(params, s, encode=True)
 
-    def step(x, j):
-        dx = noise_flow.apply_fn(params, h, x, jnp.full_like(x[:, :1], j)) / args.flow_steps
+    def step(j, x):
+        t = jnp.full_like(x[:, :1], j / args.flow_steps)
+        dx = noise_flow.apply_fn(params, h, x, t) / args.flow_steps
         x = x + dx
         squared_norm = jnp.sum(x**2, axis=-1, keepdims=True)
         outward = jnp.sum(dx * x, axis=-1, keepdims=True) / squared_norm * x
-        return jnp.where(squared_norm > x.shape[1], x - outward, x), None
+        return jnp.where(squared_norm > x.shape[1], x - outward, x)
 
-    return jax.lax.scan(step, x, jnp.arange(args.flow_steps) / args.flow_steps)[0]
+    return jax.lax.fori_loop(0, args.flow_steps, step, x)
 
 
 def init(args, key, s):
@@ -266,12 +266,12 @@ def update(args, state, batch, key):
         return jnp.mean((q - y) ** 2), dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     def student_loss(params):
-        """E (mu(s, e) - sg(decode(s, e)))^2"""
+        """E (mu(s, e) - decode(s, e))^2"""
         mu = student.apply_fn(params, s, e)
-        return jnp.mean((mu - sg(decode(args, policy, s, e))) ** 2), {}
+        return jnp.mean((mu - decode(args, policy, s, e)) ** 2), {}
 
     def noise_flow_loss(params):
-        """-0.1 E Q(s, clip mu(s, steer(s, e))), Q = mean_k Q_k"""
+        """-0.1 E Q(s, clip mu(s, steer(s, e))), Q = mean_k Q_k. (Adam cancels the 0.1.)"""
         x = steer(args, noise_flow, params, s, e)
         mu = student.apply_fn(student.params, s, x)
         q = critic.apply_fn(critic.params, s, jnp.clip(mu, -1, 1)).mean(axis=0)

@@ -7,15 +7,16 @@
 # ///
 """RQL, a critic of half-denoised actions: offline RL in one file. Paper: arXiv 2606.17551.
 
-A flow policy v imitates, and climbs. Its critic values a chunk at every time on the way from noise
-to action: Q_k(s, x, t), which at t = 0 is the value of an action. So each step of the flow can be
-trained on its own, without back-propagation through the others, and y needs no action at all: the
-value of noise is that of what the policy makes of it. (Published: ten critics, 512 wide; V for Q.)
+A flow policy v imitates, and follows its critic. The critic values a chunk at every time on the way
+from noise to action: Q_k(s, x, t), which at t = 0 is the value of an action. So each step of the
+flow is trained on its own, without back-propagation through the others. The value of noise is that
+of the chunk that the flow makes of it, so y needs no action. As an expectile, Q gives more weight
+to the better outcomes y. (Published: ten critics, 512 wide; V for Q.)
 
 Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
 
-    policy  min_v  E alpha (v(s, z_t, t) - (e - a))^2 - Q(s, z_t - h v, t - h),  h = min(1/F, t)
+    policy  min_v  E alpha (v(s, z_t, t) - (e - a))^2 - Q(s, z_t - dt v, t - dt),  dt = min(1/F, t)
                    z_t = (1-t) a + t e    imitates, and improves
     critic  min_Q  E |kappa - 1[u < 0]| u^2,  u = y - Q_k(s, x_t, t),  x_t from a (see reverse)
                    y = sum_i gamma^i R_i + gamma^H m (mean_k - rho std_k) Qbar_k(s', e', 1)
@@ -250,22 +251,23 @@ def update(args, state, batch, key):
     next_v = next_q.mean(axis=0) - args.rho * next_q.std(axis=0)
     y = batch["rewards"] + args.gamma**args.horizon * batch["masks"] * next_v  # [B]
 
-    # The data's chunks, half-denoised
+    # x_t: the data's chunks carried to times t
     critic_t = draw_times(args, critic_key, len(a))
     x = reverse(args, policy, s, a, critic_t)
 
     def policy_loss(params):
-        """alpha E (v - (e - a))^2 - E Q(s, z_t - h v, t - h),  Q = mean_k Q_k,  h = min(1/F, t)"""
+        """alpha E (v - (e - a))^2 - E Q(s, z_t - dt v, t - dt),  dt = min(1/F, t),  Q = mean_k"""
         t = jax.random.uniform(imitation_key, (len(a), 1))
         imitation, z_t, v = imitation_loss(policy, params, s, a, e, t)
-        h = jnp.minimum(1 / args.flow_steps, t)
-        q = critic.apply_fn(critic.params, s, z_t - h * v, t - h).mean(axis=0)
+        dt = jnp.minimum(1 / args.flow_steps, t)
+        q = critic.apply_fn(critic.params, s, z_t - dt * v, t - dt).mean(axis=0)
         return args.alpha * imitation - q.mean(), dict(imitation=imitation, q=q.mean())
 
     def critic_loss(params):
         """E |kappa - 1[u < 0]| u^2,  u = y - Q_k(s, x_t, t)"""
         q = critic.apply_fn(params, s, x, critic_t)  # [K, B]
-        loss = jnp.mean(jnp.abs(args.expectile - (y < q)) * (y - q) ** 2)
+        u = y - q
+        loss = jnp.mean(jnp.abs(args.expectile - (u < 0)) * u**2)
         return loss, dict(q=q.mean(), q_min=q.min(), q_max=q.max())
 
     losses = dict(

@@ -150,7 +150,6 @@ def np_ball(x, uniform):
 
 
 def steer(u, network, s, x):
-    """In the ball, or as far outside as a step along its surface leads."""
     x = x.copy()
     for j in range(u.args.flow_steps):
         steps = np_mlp(network, s, x, np.full((B, 1), j / u.args.flow_steps)) / u.args.flow_steps

@@ -41,13 +41,13 @@ def test_qam_noises_a_path_so_that_it_ends_as_the_flow_does():
         return (1 - t) ** 2 * variance + t**2
 
     tuned = field(lambda z, t: z * (t - (1 - t) * variance) / at(t))
-    args = qam.Args(action_dim=1, flow_steps=400)
-    times = 1 - jnp.arange(400) / 400
-    x = jax.random.normal(jax.random.key(0), (20_000, 1))
-    s = jnp.zeros((20_000, 1))
-    path = qam.noisy_path(args, dict(tuned=tuned), s, x, times, jax.random.key(1))
-    late = slice(20, None)  # at first the noise is far from small
-    np.testing.assert_allclose(path.var(axis=(1, 2))[late], at(times)[late], rtol=0.06)
+    args = qam.Args(action_dim=1, flow_steps=1000)
+    times = 1 - jnp.arange(1000) / 1000
+    t = jnp.broadcast_to(times[:, None, None], (1000, 20_000, 1))
+    x, noise = jax.random.normal(jax.random.key(0), (2, *t.shape))
+    path = qam.noisy_path(args, dict(tuned=tuned), jnp.zeros_like(x[0]), x[0], t, noise)
+    late = slice(50, None)  # at first the noise is far from small
+    np.testing.assert_allclose(path.var(axis=(1, 2))[late], at(times)[late], rtol=0.05)
     start, end = np.asarray(path[0, :, 0]), np.asarray(path[-1, :, 0])
     assert abs(np.corrcoef(start, end)[0, 1]) < 0.1  # the path has forgotten where it began
 
@@ -75,14 +75,14 @@ def test_reform_draws_noise_uniformly_in_the_ball(d):
 
 
 @pytest.mark.parametrize("length", [0.1, 1, 10])
-def test_reform_lets_no_noise_leave_the_ball_by_more_than_a_step(length):
+def test_reform_lets_no_noise_leave_the_ball(length):
     """Steps of any direction; the longest would lead far out."""
     args = reform.Args(action_dim=1, horizon=4, flow_steps=10)  # the radius is 2
     velocity = length * np.random.default_rng(0).normal(size=(1000, 4))
     x = reform.draw_ball(jax.random.key(0), (1000, 4))
     policy = field(lambda x, t: velocity)
     ends = np.linalg.norm(reform.steer(args, policy, None, jnp.ones((1000, 4)), x), axis=1)
-    assert (ends <= 2 + np.linalg.norm(velocity, axis=1) / 10).all()
+    assert ends.max() < 2 + 1e-5
     straight = np.linalg.norm(x + velocity, axis=1)
     inside = straight < 2
     np.testing.assert_allclose(ends[inside], straight[inside], rtol=1e-3)
