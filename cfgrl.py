@@ -11,8 +11,8 @@ A flow policy v imitates all chunks under the label 0, and better ones once more
 o is the share of the values V_k that they exceed. When acting, guidance gives the difference of
 the two more weight. No gradient of a critic ever reaches the policy.
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v  E o (v_1 - (e - a))^2 + 0.1 (v_0 - (e - a))^2,  v_l = v(s, z_t, t, l)    imitates
     critic  min_Q  E (Q_k(s, a) - y_k)^2,  y_k = sum_i gamma^i R_i + gamma^H m V_k(s')
@@ -162,7 +162,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

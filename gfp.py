@@ -11,8 +11,8 @@ A flow policy v imitates, with more weight on the chunks that the critic rates a
 A student mu turns noise into a chunk in one step, pulled by the critic to what pays and by alpha to
 what v makes of the same noise. (Published: v sees the time as 64 sines and cosines.)
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v   E g (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
                     g = sigmoid(lambda / eta (Qbar(s, a) - Qbar(s, mu(s, e_mu))))
@@ -167,7 +167,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

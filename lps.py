@@ -12,8 +12,8 @@ chunk of actions. A latent actor l improves on the data without leaving them: it
 latent, by climbing the critic's gradient through f, and stays on the sphere, the only place where
 f has learned to decode.
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_f  E |u - u*|^2,  u = z_t - f(s, z_t, t, t-r)    imitates (see imitation_loss)
     critic  min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m min_k Qbar_k(s', a')
@@ -162,7 +162,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

@@ -11,8 +11,8 @@ A flow policy v_b imitates. A second flow v learns v_b plus a correction that th
 on a noisy path of v, Q's gradient at the end is carried back to every step through v_b. No gradient
 passes through the steps of v. (Published: ten critics, 512 wide.)
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v_b  E (v_b(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
     critic  min_Q  E (Q_k(s, a) - y)^2
@@ -164,7 +164,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

@@ -12,8 +12,8 @@ an expectile of Q over the data's own chunks. Only acting follows the critic: Q'
 chunk that v points to bends every Euler step. (Published: in training t is drawn from the times of
 the Euler steps.)
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v  E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e    imitates
     critic  min_Q  E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m V(s')
@@ -163,7 +163,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

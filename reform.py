@@ -12,8 +12,8 @@ in one step. A second flow n improves: in F steps it moves noise to where mu mak
 Q of it, and never out of the ball, the only place where v and mu have learned to decode.
 (Published: critics 512 wide, gamma 0.995, clipped gradients; v, mu and n draw noise of their own.)
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v   E (v(s, z_t, t) - (e - a))^2,  z_t = (1-t) a + t e,  e ~ the ball    imitates
     critic  min_Q   E (Q_k(s, a) - y)^2,  y = sum_i gamma^i R_i + gamma^H m mean_k Qbar_k(s', a')
@@ -161,7 +161,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():

@@ -13,8 +13,8 @@ flow is trained on its own, without back-propagation through the others. The val
 of the chunk that the flow makes of it, so y needs no action. As an expectile, Q gives more weight
 to the better outcomes y. (Published: ten critics, 512 wide; V for Q.)
 
-Symbols: s is an observation, a a chunk of H actions, R a reward, m is 0 where the task ended, else
-1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise, in all scripts.
+Symbols: s is an observation, a a chunk of H actions, e noise, R a reward, m is 0 where the task
+ended, else 1, Qbar an average of Q over updates. Time t is 0 at the data and 1 at the noise.
 
     policy  min_v  E alpha (v(s, z_t, t) - (e - a))^2 - Q(s, z_t - dt v, t - dt),  dt = min(1/F, t)
                    z_t = (1-t) a + t e    imitates, and improves
@@ -168,7 +168,7 @@ def create(args, key, module, *inputs):
 
 
 def descend(state, losses):
-    """One Adam step of each network on its own loss, which gives a value and what else to log."""
+    """One Adam step of each network on its own loss, whose value comes with what else to log."""
     new_state = dict(state)
     metrics = {}
     for name, loss in losses.items():
