@@ -20,9 +20,11 @@ from benchmark.figures import PALE, choose_looks, name_task
 from benchmark.report import read_runs, task_rows, text, union
 
 HERE = ROOT / "benchmark"
-MAIN = HERE / "results/main"  # the runs of the main table
-BEFORE = HERE / "results/scaled-down/cube-single-play-singletask-v0"  # in its place until then
-PUBLISHED = HERE / "results/hundred"  # runs beside published curves
+RUNS = {  # of the main table, of the scripts before them, and beside published curves
+    "results/main": "",
+    "results/scaled-down/cube-single-play-singletask-v0": ", earlier scripts",
+    "results/hundred": "",
+}
 DASHES = {"-": (), "--": (4, 2), "-.": (5, 2, 1, 2), ":": (1, 1)}  # the names in figures.py
 
 
@@ -93,14 +95,15 @@ def read_lines(rows):
 
 
 def read_tasks():
-    runs = read_runs([MAIN if MAIN.exists() else BEFORE, PUBLISHED])
-    all_rows = [row for row in task_rows(runs) if row["measure"] == "success"]
-    choose_looks(all_rows)
     tasks = []
-    for task in dict.fromkeys(row["task or domain"] for row in all_rows):
-        rows = [row for row in all_rows if row["task or domain"] == task]
-        told = tell(rows, [run for run in runs if run["env_id"] == task])
-        tasks.append(dict(name=name_task(task), told=told, lines=read_lines(rows)))
+    for place, note in RUNS.items():
+        runs = read_runs([HERE / place])
+        all_rows = [row for row in task_rows(runs) if row["measure"] == "success"]
+        choose_looks(all_rows)
+        for task in dict.fromkeys(row["task or domain"] for row in all_rows):
+            rows = [row for row in all_rows if row["task or domain"] == task]
+            told = tell(rows, [run for run in runs if run["env_id"] == task])
+            tasks.append(dict(name=name_task(task) + note, told=told, lines=read_lines(rows)))
     return tasks
 
 
