@@ -122,6 +122,62 @@ def film_data(episodes):
     )
 
 
+def is_along(action, velocity):
+    """Whether it points along rather than against. Half of all directions do."""
+    return (action * velocity).sum(axis=-1) > 0
+
+
+class Drift(gymnasium.Env):
+    """A white square drifts diagonally, leaves the image and comes in on the other side.
+
+    Actions along its velocity pay. One image does not tell the velocity: whatever it is, the
+    square may be anywhere at any time. Success is that the last action pays.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    length = 16
+
+    def observe(self):
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:2, :2] = 255
+        return np.roll(image, self.place, axis=(0, 1))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.place = self.np_random.integers(0, 8, 2)
+        self.velocity = self.np_random.choice([-1, 1], 2)
+        return self.observe(), {}
+
+    def step(self, action):
+        paid = bool(is_along(action, self.velocity))
+        self.place = self.place + self.velocity
+        self.t += 1
+        return self.observe(), paid - 1.0, self.t == self.length, False, {"success": paid}
+
+
+def drift_data(episodes, seed):
+    """Episodes of Drift with actions in all directions, and the velocity at every row."""
+    env = Drift()
+    env.reset(seed=seed)
+    images, velocity = [], []
+    for _ in range(episodes):
+        images.append(env.reset()[0])
+        images += [env.step(np.zeros(2))[0] for _ in range(env.length)]
+        velocity += [env.velocity] * (env.length + 1)
+    actions = np.random.default_rng(seed).normal(size=(len(images), 2))
+    actions /= np.linalg.norm(actions, axis=1, keepdims=True)
+    data = dict(
+        observations=np.array(images),
+        actions=actions,
+        rewards=is_along(actions, np.array(velocity)) - 1.0,
+        terminals=np.tile([0] * env.length + [1], episodes),
+        masks=np.zeros(len(images)),  # no action changes what comes later
+    )
+    return data, np.array(velocity)
+
+
 class BrokenStep(Counting):
     def step(self, action):
         return self.no_such_thing
@@ -142,5 +198,5 @@ VARIANTS = dict(
 )
 for name, variant in VARIANTS.items():
     gymnasium.register(f"{name}-v0", "toy_envs:Counting", kwargs=variant)
-for name in ("Bandit", "Film", "BrokenStep", "BrokenInit"):
+for name in ("Bandit", "Film", "Drift", "BrokenStep", "BrokenInit"):
     gymnasium.register(f"{name}-v0", f"toy_envs:{name}")
