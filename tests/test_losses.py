@@ -156,8 +156,8 @@ def steer(u, network, s, x):
         for i in range(B):
             x[i] += steps[i]
             if x[i] @ x[i] > D:
-                normal = x[i] / np.sqrt(x[i] @ x[i])
-                x[i] -= (steps[i] @ normal) * normal
+                outward = x[i] / np.sqrt(x[i] @ x[i])
+                x[i] -= (steps[i] @ outward) * outward
     return x
 
 
@@ -331,8 +331,8 @@ def qc_mfql(u):
 
 
 def gfp(u):
-    """Noises of their own: e of the flow, e_1 of the student, and one more at s'."""
-    e_1 = normal(B, D, i=1)
+    """Noises of their own: e of the flow, e_mu of the student, and one more at s'."""
+    e_mu = normal(B, D, i=1)
     next_v = next_q(u, i=2).mean(axis=0)
     if u.args.target == "both":
         decoded = decode(u, u.next_s, normal(B, D, i=2))
@@ -346,7 +346,7 @@ def gfp(u):
     def policy_loss(policy):
         return (g * flow_errors(u, policy, u.e)).mean(), dict(g=g.mean())
 
-    return dict(policy=policy_loss, critic=critic_loss(u, next_v), student=student_loss(u, e_1))
+    return dict(policy=policy_loss, critic=critic_loss(u, next_v), student=student_loss(u, e_mu))
 
 
 def cfgrl(u):
