@@ -115,6 +115,11 @@ def test_improvement_is_paid(tmp_path, name):
     assert toy_envs.is_paid(s, a).mean() >= 0.5
 
 
+def is_near(a):
+    """As long as the data's actions."""
+    return np.abs(np.linalg.norm(a, axis=1) - toy_envs.RADIUS) < 0.15
+
+
 def test_alpha_leads_from_imitation_to_pay_and_off_the_data(tmp_path):
     """Here the pay also grows with the action: a critic believes in more of it beyond the data."""
     data = toy_envs.bandit_data(20_000)
@@ -128,15 +133,10 @@ def test_alpha_leads_from_imitation_to_pay_and_off_the_data(tmp_path):
         taught = script.decode(args, state["policy"], s, e)
         distance[alpha] = np.linalg.norm(a - taught, axis=1).mean()
         paid[alpha] = toy_envs.is_paid(s, a).mean()
-        near[alpha] = (np.abs(np.linalg.norm(a, axis=1) - toy_envs.RADIUS) < 0.15).mean()
+        near[alpha] = is_near(a).mean()
     assert distance[100] < 0.2 < distance[10] and paid[100] < 0.3  # imitates, noise for noise
     assert paid[10] > 0.7 and near[10] > 0.7
     assert paid[0.01] < 0.2 and near[0.01] < 0.2  # has left the data
-
-
-def is_near(a):
-    """As long as the data's actions."""
-    return np.abs(np.linalg.norm(a, axis=1) - toy_envs.RADIUS) < 0.15
 
 
 @pytest.mark.parametrize(

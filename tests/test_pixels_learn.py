@@ -2,7 +2,7 @@
 
 A square drifts in one of four directions (toy_envs.Drift), and one image does not show in which.
 Actions along it are paid: half of those in the data. A film begins with one image, three times in
-the stack, so that even who sees perfectly must guess at one row in sixteen.
+the stack, so that at one row in sixteen nobody can know.
 """
 
 from functools import partial
