@@ -13,15 +13,9 @@ from benchmark import ROOT, report
 RESULTS = ROOT / "benchmark/results"
 CUBE = "cube-single-play-singletask-v0"
 PUZZLE = "puzzle-3x3-play-singletask-task1-v0"
-LPS = f"first-version/{CUBE}/lps/seed0"
-QC_MFQL = f"scaled-down/{CUBE}/qc_mfql/seed0"
-# The runs of committed tables that hold others than those below their own directory.
-PLACES = {
-    "comparison/cube-single.csv": [f"lps/{CUBE}", f"comparison/{CUBE}"],
-    "comparison/puzzle-3x3.csv": [f"comparison/{PUZZLE}"],
-    "scaled-down-alpha/curves.csv": ["scaled-down-alpha", LPS, QC_MFQL],
-    "scaled-down-ablations/curves.csv": ["scaled-down-ablations", LPS],
-}
+LPS = f"scaled-down-ablations/{CUBE}/lps"
+# A committed table that holds other runs than those below its own directory.
+PLACES = {"scaled-down-alpha/curves.csv": ["scaled-down-alpha", LPS]}
 TABLES = {*PLACES, *(f"{path.parent.name}/curves.csv" for path in RESULTS.glob("*/curves.csv"))}
 
 
