@@ -1,12 +1,16 @@
 """What the studies measure, on observations and policies that are made up."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import S, make_args, make_state
+from helpers import COUNTING, S, as_flags, make_args, make_data, make_state, read_csv
 
+import flow_bc
 from benchmark import ablations
 from benchmark.studies.grasp import grasp
+from benchmark.studies.pixels import pixels
 from benchmark.studies.toy import toy
 
 
@@ -43,3 +47,22 @@ def test_searching_and_climbing_find_what_the_critics_value_more():
 def test_the_toy_data_lie_in_clusters_of_which_one_is_paid():
     on_data, paid, distance = toy.judge(toy.draw_data(jax.random.key(0), 2000))
     assert on_data.all() and abs(paid.mean() - 1 / 9) < 0.03 and abs(distance.mean() - 0.7) < 0.02
+
+
+def test_losses_are_measured_on_held_out_episodes(tmp_path, monkeypatch):
+    """Few episodes are learned by heart, and then the others have the greater loss."""
+    for seed, name in enumerate(("data", "other")):
+        np.savez(tmp_path / f"{name}.npz", **make_data([9, 9, 9], seed))
+    settings = dict(env_id=COUNTING, dataset_path=tmp_path / "data.npz", run_dir=tmp_path / "run")
+    settings |= dict(policy_hidden_dims=(64, 64), learning_rate=3e-3, batch_size=64, horizon=1)
+    settings |= dict(total_steps=600, eval_interval=200, play_interval=400, eval_episodes=1)
+    flags = as_flags(settings | dict(held_out=tmp_path / "other.npz"))
+    monkeypatch.setattr(sys, "argv", ["pixels", "flow_bc.py", *flags])
+    monkeypatch.setattr(flow_bc, "evaluate", flow_bc.evaluate)  # which is put back at the end
+    pixels.main()
+    steps = [row["step"] for row in read_csv(tmp_path / "run/held_out.csv")]
+    assert steps == ["0", "200", "400", "600"]
+    assert [row["step"] for row in read_csv(tmp_path / "run/eval.csv")] == ["400"]
+    loss = [float(row["policy_loss"]) for row in read_csv(tmp_path / "run/held_out.csv")]
+    learned = float(read_csv(tmp_path / "run/train.csv")[-1]["policy_loss"])
+    assert learned < 0.7 * loss[0] and learned < 0.7 * loss[-1]
