@@ -20,11 +20,7 @@ from benchmark.figures import PALE, choose_looks, name_task
 from benchmark.report import read_runs, task_rows, text, union
 
 HERE = ROOT / "benchmark"
-RUNS = {  # of the main table, of the scripts before them, and beside published curves
-    "results/main": "",
-    "results/scaled-down/cube-single-play-singletask-v0": ", earlier scripts",
-    "results/hundred": "",
-}
+RUNS = ["results/main", "results/hundred"]  # the main table, and beside published curves
 DASHES = {"-": (), "--": (4, 2), "-.": (5, 2, 1, 2), ":": (1, 1)}  # the names in figures.py
 
 
@@ -96,14 +92,14 @@ def read_lines(rows):
 
 def read_tasks():
     tasks = []
-    for place, note in RUNS.items():
+    for place in RUNS:
         runs = read_runs([HERE / place])
         all_rows = [row for row in task_rows(runs) if row["measure"] == "success"]
         choose_looks(all_rows)
         for task in dict.fromkeys(row["task or domain"] for row in all_rows):
             rows = [row for row in all_rows if row["task or domain"] == task]
             told = tell(rows, [run for run in runs if run["env_id"] == task])
-            tasks.append(dict(name=name_task(task) + note, told=told, lines=read_lines(rows)))
+            tasks.append(dict(name=name_task(task), told=told, lines=read_lines(rows)))
     return tasks
 
 
