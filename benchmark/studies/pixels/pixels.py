@@ -3,9 +3,9 @@
     python -m benchmark.studies.pixels.pixels lps.py --held-out held-out.npz --play-interval 2000 \
         --env-id visual-cube-single-play-singletask-v0 --eval-interval 500 --run-dir runs/...
 
-Each evaluation writes a row of held_out.csv: what an update would log of held-out chunks. It plays
-episodes only at multiples of --play-interval, since pixels take long to draw on a CPU.
-README.md beside this file says what was found.
+At each evaluation a row of held_out.csv tells what an update would log of held-out chunks, and
+under learned_... of as many chunks of the training data. Pixels take long to draw on a CPU, so
+episodes are played only at the end and at multiples of --play-interval.
 """
 
 import sys
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmark import SCRIPTS
 
-BATCHES = 16  # of held-out chunks in a row, the same in every row
+BATCHES = 16  # of which a row has the means, the same in every row
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -31,10 +31,10 @@ def measure_batch(script, args, state, data, i):
     return metrics
 
 
-def measure(script, args, state):
-    """The means of that over held-out batches."""
+def measure(script, args, state, path):
+    """The means of that over batches of a dataset."""
     env = script.make_env(args)
-    data, _ = script.load_dataset(replace(args, dataset_path=args.held_out), env)
+    data, _ = script.load_dataset(replace(args, dataset_path=path), env)
     env.close()
     data = jax.device_put(data)
     rows = [measure_batch(script, args, state, data, i) for i in range(BATCHES)]
@@ -46,11 +46,18 @@ def exchange(script):
     play = script.evaluate
 
     def evaluate(args, act_fn, state, step, stop):
-        row = dict(step=step) | measure(script, args, state)
-        script.add_row(Path(args.run_dir, "held_out.csv"), row)
-        if step == 0 or step % args.play_interval:
-            return None
-        return play(args, act_fn, state, step, stop)
+        if not args.eval_only:
+            script.require(args.held_out, "--held-out must name an .npz of other episodes")
+            held_out = measure(script, args, state, args.held_out)
+            learned = measure(script, args, state, script.find_dataset(args))
+            row = dict(step=step) | held_out
+            row |= {f"learned_{name}": number for name, number in learned.items()}
+            script.add_row(Path(args.run_dir, "held_out.csv"), row)
+        is_end = args.eval_only or step >= args.total_steps
+        is_due = step > 0 and args.play_interval > 0 and step % args.play_interval == 0
+        if is_end or is_due:
+            return play(args, act_fn, state, step, stop)
+        return None
 
     script.evaluate = evaluate
 
@@ -65,7 +72,7 @@ def main():
     @dataclass(frozen=True)
     class Args(script.Args):
         held_out: str = ""  # an .npz of other episodes
-        play_interval: int = 10_000  # updates between evaluations in which episodes are played
+        play_interval: int = 10_000  # updates between episodes that are played; 0: only at the end
 
     exchange(script)
     script.main(Args)
