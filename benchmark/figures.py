@@ -38,7 +38,7 @@ LOOKS = {
 SPARE_COLOURS = ("#3A8FC7", "#2F5D1E", "#8C564B", "#24248F", "#7A7A00")
 SPARE_STYLES = ("--", ":", "-.", (0, (6, 1, 1, 1)), "-")
 SPARE_MARKERS = "8>v<D"
-NAMES = {"mf_bon": "MF-BoN", "flow_bc": "Flow-BC"}  # the others are capital letters
+NAMES = {"mf_bon": "MF-BoN", "reform": "ReFORM", "flow_bc": "Flow-BC"}  # others: capital letters
 STYLE = {
     "font.size": 14,
     "axes.titlesize": 16,
