@@ -22,6 +22,14 @@ from benchmark import SCRIPTS
 BATCHES = 16  # of which a row has the means, the same in every row
 
 
+@dataclass(frozen=True)
+class Own:
+    """The arguments beside the script's."""
+
+    held_out: str = ""  # an .npz of other episodes
+    play_interval: int = 10_000  # updates between episodes that are played; 0: only at the end
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def measure_batch(script, args, state, data, i):
     """What an update logs of the i-th batch, before it changes anything."""
@@ -70,9 +78,8 @@ def main():
     script = import_module(name)
 
     @dataclass(frozen=True)
-    class Args(script.Args):
-        held_out: str = ""  # an .npz of other episodes
-        play_interval: int = 10_000  # updates between episodes that are played; 0: only at the end
+    class Args(script.Args, Own):
+        pass
 
     exchange(script)
     script.main(Args)
