@@ -132,6 +132,24 @@ def test_the_environment_stacks_frames_as_the_dataset_does():
     assert env.observation_space.contains(seen[0])
 
 
+def test_a_step_does_not_ask_for_the_space_of_images(monkeypatch):
+    """OGBench draws an image to answer."""
+    asked = []
+    space = toy_envs.Film.observation_space
+
+    def answer(env):
+        asked.append(env)
+        return space
+
+    monkeypatch.setattr(toy_envs.Film, "observation_space", property(answer))
+    env = lps.make_env(lps.Args(env_id="toy_envs:Film-v0", horizon=2))
+    env.reset(seed=0)
+    assert asked
+    asked.clear()
+    env.step(np.zeros(2))
+    assert not asked
+
+
 def test_a_chunk_is_a_step_that_pays_the_sum_and_ends_with_the_episode():
     """Actions are rescaled: here the environment acts in [-2, 2], and pays what it does."""
     env = lps.make_env(lps.Args(env_id=COUNTING, horizon=3))
