@@ -330,7 +330,7 @@ def make_env(args, film=None):
         require(is_uint8, f"--env-id {args.env_id}: its images must be uint8")
         height, width, channels = env.observation_space.shape
         stacked = Box(0, 255, (height, width, FRAMES * channels), np.uint8)
-        env.observation_space = env.observation_space  # OGBench draws whenever it is asked for it
+        env.observation_space = env.observation_space  # for which OGBench draws an image
         env = wrappers.FrameStackObservation(env, FRAMES)
         env = wrappers.TransformObservation(env, partial(np.concatenate, axis=-1), stacked)
     return Chunks(env, args.horizon)
